@@ -12,10 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import datetime
-import json
 import logging
-import os
 import statistics
 import tempfile
 import time
@@ -31,7 +28,6 @@ from tests.integration import api_service
 from web.console import overview
 
 FEW, MANY, QUICK = 100, 1_000_000, 5_000
-RESULTS = Path(__file__).with_name("results") / "console.json"
 # The first views fill caches and prepare statements.
 WARM = 3
 VIEWS = {
@@ -107,7 +103,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK:,} sessions instead of {MANY:,}, and few rounds")
     parser.add_argument("--folder", type=Path, default=Path("var"), help="on the disk that is measured; SQLite's alone")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--write", action="store_true", help="write results/console.json")
     given = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     overview.EVERY_S = 0.0
@@ -121,11 +117,7 @@ def main() -> None:
         print(table(f"{engine}: {FEW:,} and {sessions:,} sessions; p95 of {rounds}", results[engine]))
     print(quiet)
     if given.write:
-        today = datetime.date.today().isoformat()
-        about = {"date": today, "cores": os.cpu_count(), "sessions": [FEW, sessions], "rounds": rounds}
-        known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        text = json.dumps(known | about | {"load": str(quiet)} | results, indent=2, ensure_ascii=False)
-        RESULTS.write_text(text + "\n", encoding="utf-8")
+        noise.write("console", quiet, {"sessions": [FEW, sessions], "rounds": rounds} | results)
 
 
 if __name__ == "__main__":

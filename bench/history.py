@@ -1,6 +1,6 @@
 """The cost of an event on a database of many years next to that of the first event, on both engines.
 
-    .venv/bin/python -m bench.history
+    .venv/bin/python -m bench.history --write
     .venv/bin/python -m bench.history --engine embedded --quick
 
 Rule: both databases take turns in one run, so other load hits both. Every commit is synced to disk. A ratio is that of medians.
@@ -145,6 +145,11 @@ class Figures:
         """The cost of all events of a cycle: old to new."""
         return sum(self.old.values()) / sum(self.new.values())
 
+    def as_json(self) -> dict[str, Any]:
+        """The figures as JSON."""
+        each = {name: {"new_ms": round(ms, 2), "old_ms": round(self.old[name], 2)} for name, ms in self.new.items()}
+        return each | {"ratio": round(self.ratio, 2)}
+
     def table(self) -> str:
         """The figures as text."""
         lines = [[name, f"{ms:.2f}", f"{self.old[name]:.2f}", f"{self.old[name] / ms:.2f}"] for name, ms in self.new.items()]
@@ -152,12 +157,13 @@ class Figures:
         return noise.table([self.about, "new, ms", "old, ms", "ratio"], lines)
 
 
-async def measure(engine: str, folder: Path, *, sessions: int, pulls: int, rounds: int) -> Figures:
+async def measure(engine: str, folder: Path, *, sessions: int, pulls: int, rounds: int, speakers: int = SPEAKERS) -> Figures:
     """Run all rounds."""
     async with ENGINES[engine](folder) as (new_url, old_url):
-        await lengthen(old_url, sessions)
+        if sessions:
+            await lengthen(old_url, sessions)
         new, old = Cycles(new_url), Cycles(old_url)
-        for each, sizes in ((new, (1, 0)), (old, (SPEAKERS, pulls))):
+        for each, sizes in ((new, (1, 0)), (old, (speakers, pulls))):
             await each.start()
             await each.open(*sizes)
         for url in (new_url, old_url):
@@ -168,7 +174,7 @@ async def measure(engine: str, folder: Path, *, sessions: int, pulls: int, round
         for each in (new, old):
             await each.stop()
     first, last = ({name: statistics.median(t[WARM:]) * 1000 for name, t in each.times.items()} for each in (new, old))
-    about = f"{engine}: {sessions:,} sessions, {pulls:,} pulls, {SPEAKERS} speakers; {rounds} rounds"
+    about = f"{engine}: {sessions:,} sessions, {pulls:,} pulls, {speakers} speakers; {rounds} rounds"
     return Figures(about=about, new=first, old=last)
 
 
@@ -177,17 +183,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engine", choices=sorted(ENGINES), action="append", help="may be repeated; both without it")
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--sessions", type=int, default=SESSIONS, help="0: none; so is seen which of the three costs what")
+    parser.add_argument("--pulls", type=int, default=PULLS)
+    parser.add_argument("--speakers", type=int, default=SPEAKERS)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK:,} sessions instead of {SESSIONS:,}, and few rounds")
     parser.add_argument("--folder", type=Path, default=Path("var"), help="on the disk that is measured; SQLite's alone")
+    parser.add_argument("--write", action="store_true", help="write results/history.json")
     given = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     given.folder.mkdir(parents=True, exist_ok=True)
-    sessions, pulls, rounds = (QUICK, 1_000, 10) if given.quick else (SESSIONS, PULLS, given.rounds)
-    quiet = noise.Noise()
+    sizes = {name: getattr(given, name) for name in ("sessions", "pulls", "speakers", "rounds")}
+    if given.quick:
+        sizes |= {"sessions": QUICK, "pulls": 1_000, "rounds": 10}
+    quiet, results = noise.Noise(), {}
     for engine in given.engine or list(ENGINES):
         with tempfile.TemporaryDirectory(prefix="bench-", dir=given.folder.absolute()) as made:
-            print(asyncio.run(measure(engine, Path(made), sessions=sessions, pulls=pulls, rounds=rounds)).table())
+            found = asyncio.run(measure(engine, Path(made), **sizes))
+        print(found.table())
+        results[engine] = found.as_json()
     print(quiet)
+    if given.write:
+        noise.write("history", quiet, sizes | results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Latencies of a user's sessions next to a misbehaving user on the same node, on both engines.
 
-    .venv/bin/python -m bench.neighbors
+    .venv/bin/python -m bench.neighbors --write
     .venv/bin/python -m bench.neighbors --engine embedded --seconds 2
 
 Rule: the user's sessions are the same in every part: lives of six events, one after the other, published to the bus. A latency is
@@ -184,10 +184,9 @@ async def distributed(_: Path) -> AsyncIterator[Callable[[], Shared]]:
 ENGINES = {"embedded": embedded, "distributed": distributed}
 
 
-async def measure(engine: str, folder: Path, seconds: float) -> str:
-    """Run the user next to each neighbor; returns the table."""
-    lines = []
-    p99_ms: dict[str, float] = {}
+async def measure(engine: str, folder: Path, seconds: float) -> dict[str, dict[str, float]]:
+    """Run the user next to each neighbor; returns the figures of each: events, p50 and p99 in ms."""
+    figures: dict[str, dict[str, float]] = {}
     async with ENGINES[engine](folder) as make:
         for name, misbehave in NEIGHBORS.items():
             node = make()
@@ -200,12 +199,19 @@ async def measure(engine: str, folder: Path, seconds: float) -> str:
             await node.run(seconds)
             await neighbor
             await node.stop()
-            p50_ms, p99_ms[name] = (arrivals.percentile(node.commits_s, percent) * 1000 for percent in (50, 99))
-            added = p99_ms[name] - p99_ms["alone"]
-            most = f"{added:+.0f}" + ("" if added <= LIMIT_MS else " !")
-            lines.append([name, f"{len(node.commits_s)}", f"{p50_ms:.1f}", f"{p99_ms[name]:.1f}", most])
-    headings = [f"{engine}, {seconds:g} s each", "events", "p50 ms", "p99 ms", f"added ms (≤ {LIMIT_MS:,})"]
-    return noise.table(headings, lines)
+            times = {f"p{percent}_ms": round(arrivals.percentile(node.commits_s, percent) * 1000, 1) for percent in (50, 99)}
+            figures[name] = {"events": len(node.commits_s)} | times
+    return figures
+
+
+def table(about: str, figures: dict[str, dict[str, float]]) -> str:
+    """The figures as text."""
+    lines = []
+    for name, each in figures.items():
+        added = each["p99_ms"] - figures["alone"]["p99_ms"]
+        most = f"{added:+.0f}" + ("" if added <= LIMIT_MS else " !")
+        lines.append([name, f"{each['events']}", f"{each['p50_ms']:.1f}", f"{each['p99_ms']:.1f}", most])
+    return noise.table([about, "events", "p50 ms", "p99 ms", f"added ms (≤ {LIMIT_MS:,})"], lines)
 
 
 def main() -> None:
@@ -214,14 +220,18 @@ def main() -> None:
     parser.add_argument("--engine", choices=sorted(ENGINES), action="append", help="may be repeated; both without it")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each part")
     parser.add_argument("--folder", type=Path, default=Path("var"), help="on the disk that is measured; SQLite's alone")
+    parser.add_argument("--write", action="store_true", help="write results/neighbors.json")
     given = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     given.folder.mkdir(parents=True, exist_ok=True)
-    quiet = noise.Noise()
+    quiet, results = noise.Noise(), {}
     for engine in given.engine or list(ENGINES):
         with tempfile.TemporaryDirectory(prefix="bench-", dir=given.folder.absolute()) as made:
-            print(asyncio.run(measure(engine, Path(made), given.seconds)))
+            results[engine] = asyncio.run(measure(engine, Path(made), given.seconds))
+        print(table(f"{engine}, {given.seconds:g} s each", results[engine]))
     print(quiet)
+    if given.write:
+        noise.write("neighbors", quiet, {"seconds": given.seconds} | results)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
-"""Load of the machine during a measurement, and tables of figures.
+"""Load of the machine during a measurement, tables of figures, and the files that keep them.
 
-Rule: a figure is always printed together with the load.
+Rule: a figure is always printed and kept together with the load.
 """
 
 from __future__ import annotations
 
+import datetime
+import json
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
 
 
 class Noise:
@@ -54,3 +59,11 @@ def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
         drawn.append("  ".join(cells))
     drawn.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(drawn)
+
+
+def write(name: str, load: Noise, figures: Mapping[str, Any]) -> None:
+    """Write figures to `results/NAME.json`, with date, cores and load. Figures that this run did not measure stay."""
+    path = RESULTS / f"{name}.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    about = {"date": datetime.date.today().isoformat(), "cores": os.cpu_count(), "load": str(load)}
+    path.write_text(json.dumps(known | about | dict(figures), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -61,12 +61,16 @@ class HttpServer:
         try:
             loop = asyncio.get_running_loop()
             family, *_, address = (await loop.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM))[0]
-            return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+            listening = socket.create_server(address[:2], family=family, backlog=BACKLOG)
         except OSError as error:
             message = (
                 f"Port {self.port} on {self.host} cannot be used ({error.strerror}); set PORT to a free one, or correct HOST."
             )
             raise errors.Unavailable(message) from error
+        # Connections inherit it. asyncio sets it only where the socket names its protocol, and this one does not. Without it the
+        # body of an answer waits up to 40 ms until the client has acknowledged the head.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
 
 
 class _UvicornServer(uvicorn.Server):

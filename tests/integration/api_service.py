@@ -1,18 +1,15 @@
-"""API service for tests: the real HTTP application under uvicorn on a free port, over a real Decider and a database."""
+"""API service for tests: the real HTTP application on a free port, over a real Decider and a database."""
 
 from __future__ import annotations
 
-import asyncio
-import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-import uvicorn
 from ulid import ULID
 
 from assembly import operations
@@ -23,8 +20,8 @@ from machine import api_keys, job_key, model
 from store import api_keys as api_keys_module
 from store import attention, audit, backlog, overview, queries, store
 from tencent import trtc_callbacks
-from tests import engines, transactions, waiting
-from web import app, attention_watch
+from tests import engines, transactions
+from web import app, attention_watch, http_server
 
 SDK_APP_ID = 1400000001
 CALLBACK_KEY = "callback-key"
@@ -144,15 +141,13 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
     """Run a service on a database with the current schema. `more` are fields of the Api: requests_per_minute, quota, …"""
     opened = database.open(now_ms, new_id)
     decider = dispatch.Decider(opened, unit_of_work.Context(policy=model.Policy(), new_id=new_id))
-    listening = socket.create_server(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     async with aiohttp.ClientSession() as http:
         options = {
             "keys": api_keys_module.Keys(opened.connections, clock=now_ms),
             "audit": audit.Audit(opened.connections, clock=now_ms),
             "queries": overview.OverviewQueries(opened.connections),
         }
-        service = Service(url=url, decider=decider, store=opened, http=http, token=tokens[0] if tokens else "", **options)
+        service = Service(url="", decider=decider, store=opened, http=http, token=tokens[0] if tokens else "", **options)
         api = app.Api(
             decide=service.decide,
             take_callback=service.take_callback,
@@ -181,8 +176,13 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
         service.watch = attention_watch.AttentionWatch(api)
         application = app.create(api, watch=service.watch)
         service.application, service.document, service.routes = application, application.openapi(), list(application.routes)
-        async with _served(application, listening):
+        server = http_server.HttpServer(application, host="127.0.0.1", port=0)
+        await server.start()
+        service.url = f"http://127.0.0.1:{server.port}"
+        try:
             yield service
+        finally:
+            await server.stop()
         await service.watch.stop()
     await opened.stop()
 
@@ -190,15 +190,3 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
 def _operations(opened: store.Store) -> operations.Operations:
     """The operations of a node among others: what a single node refuses is in its own test."""
     return operations.Operations(settings.load({"HOME": tempfile.gettempdir()}), opened.connections, alone=False, alive_ms=60_000)
-
-
-@asynccontextmanager
-async def _served(application: Callable[..., Awaitable[None]], listening: socket.socket) -> AsyncIterator[None]:
-    server = uvicorn.Server(uvicorn.Config(application, lifespan="off", log_config=None, access_log=False))
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
-    await waiting.until(lambda: server.started, what="the server listens")
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await serving

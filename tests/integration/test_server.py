@@ -42,6 +42,24 @@ async def test_it_answers_and_ends(host: str) -> None:
         await asyncio.open_connection(host, server.port)
 
 
+async def test_no_part_of_an_answer_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections send small parts at once: head and body of an answer are two, and the second waits for no acknowledgement."""
+    found = []
+    made = connection_limits.LimitedProtocol.connection_made
+
+    def noted(protocol: connection_limits.LimitedProtocol, transport: asyncio.Transport) -> None:
+        found.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        made(protocol, transport)
+
+    monkeypatch.setattr(connection_limits.LimitedProtocol, "connection_made", noted)
+    server = http_server.HttpServer(application(), host="127.0.0.1", port=0)
+    await server.start()
+    async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{server.port}/") as answer:
+        assert answer.status == 200
+    await server.stop()
+    assert found == [1]
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "no-such-host.invalid"])
 async def test_an_address_that_cannot_be_used(host: str) -> None:
     """A port in use, an address of another machine and an invalid name give an error that names the setting, and no exit."""
