@@ -12,6 +12,8 @@ CASES ?= 10000
 # The folders that hold the tests of `make quick`; tests/selection.py chooses among them.
 QUICK := tests/unit tests/contract tests/simulated tests/integration tests/security
 VENV := .venv
+# Compiled modules are kept: hundreds of processes load them.
+export PYTHONDONTWRITEBYTECODE :=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 
@@ -34,11 +36,13 @@ quick: $(STAMP) ## run the checks and the tests without servers and live media; 
 	$(BIN)/python -m pytest -q -n logical --dist worksteal -m quick $(QUICK); code=$$?; \
 	echo "make quick took $$(($$(date +%s) - begun)) s"; exit $$code
 
+# The second core compiles the tests for their processes while the first one checks types.
 test: $(STAMP) ## run the checks, all tests in parallel, then the tests marked `alone` one at a time
-	@$(MAKE) --no-print-directory check
+	@$(BIN)/python -m pytest -q --collect-only >/dev/null & \
+	$(MAKE) --no-print-directory check && wait
 	@sh deploy/test-servers.sh
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not alone"; parallel=$$?; \
-	$(BIN)/python -m pytest -q -m alone && exit $$parallel
+	$(BIN)/python -m pytest -q -m alone $$(grep -rl --include='test_*.py' 'mark\.alone' tests) && exit $$parallel
 
 chaos: $(STAMP) ## kill, freeze and fail the service at its failpoints for CHAOS_MINUTES, on both engines, and audit the result
 	@sh deploy/test-servers.sh

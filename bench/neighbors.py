@@ -48,6 +48,12 @@ class Shared(lives.OverBus):
     """A node that two users share. Its worker only delivers results, to a receiver that never answers."""
 
     _bus: Any
+    share = 1.0
+    """The part of the misbehaving user's work that is done."""
+
+    def some(self, count: int) -> int:
+        """As much of this work as is done."""
+        return max(1, round(count * self.share))
 
     def begin(self) -> None:
         """Make the node's decider and worker."""
@@ -121,12 +127,16 @@ async def alone(_: Shared) -> None:
 
 async def keyless_starts(node: Shared) -> None:
     """Starts that are retried."""
-    await node.publish_many([_event("start", lives.request(n) | {"UserId": "keyless"}) for n in range(10**6, 10**6 + STARTS)])
+    await node.publish_many(
+        [_event("start", lives.request(n) | {"UserId": "keyless"}) for n in range(10**6, 10**6 + node.some(STARTS))]
+    )
 
 
 async def slow_checks(node: Shared) -> None:
     """Starts whose check takes its whole limit."""
-    await node.publish_many([_event("start", lives.request(n) | {"UserId": "slow"}) for n in range(10**6, 10**6 + STARTS)])
+    await node.publish_many(
+        [_event("start", lives.request(n) | {"UserId": "slow"}) for n in range(10**6, 10**6 + node.some(STARTS))]
+    )
 
 
 async def flapping_stream(node: Shared) -> None:
@@ -134,12 +144,12 @@ async def flapping_stream(node: Shared) -> None:
     request = lives.request(10**6) | {"UserId": "flapping", "SubscribeUserIds": [lives.SPEAKER]}
     task_id = (await node.decider.decide(_event("start", request)))["TaskId"]
     ended = lives.of(task_id) | {"Job": "capture", "Reason": "eof", "MediaMs": 10, "SizeBytes": 1}
-    await node.publish_many([_event("ffmpeg-exit", ended | {"Epoch": 1 + n // 10}) for n in range(EXITS)])
+    await node.publish_many([_event("ffmpeg-exit", ended | {"Epoch": 1 + n // 10}) for n in range(node.some(EXITS))])
 
 
 async def slow_receiver(node: Shared) -> None:
     """Results of many sessions that nobody accepts."""
-    for n in range(10**6, 10**6 + DELIVERIES):
+    for n in range(10**6, 10**6 + node.some(DELIVERIES)):
         task_id = (await node.decider.decide(_event("start", lives.request(n) | {"Callback": URL})))["TaskId"]
         await node.publish_many([_event("stop", {"TaskId": task_id})])
 
@@ -147,7 +157,7 @@ async def slow_receiver(node: Shared) -> None:
 async def poison(node: Shared) -> None:
     """Events that fail."""
     gone = {"TaskId": str(ULID())}
-    await node.publish_many([_event("stop", gone, f"poison-{n}") for n in range(POISON)])
+    await node.publish_many([_event("stop", gone, f"poison-{n}") for n in range(node.some(POISON))])
 
 
 NEIGHBORS: dict[str, Callable[[Shared], Awaitable[None]]] = {
@@ -184,12 +194,13 @@ async def distributed(_: Path) -> AsyncIterator[Callable[[], Shared]]:
 ENGINES = {"embedded": embedded, "distributed": distributed}
 
 
-async def measure(engine: str, folder: Path, seconds: float) -> dict[str, dict[str, float]]:
+async def measure(engine: str, folder: Path, seconds: float, share: float) -> dict[str, dict[str, float]]:
     """Run the user next to each neighbor; returns the figures of each: events, p50 and p99 in ms."""
     figures: dict[str, dict[str, float]] = {}
     async with ENGINES[engine](folder) as make:
         for name, misbehave in NEIGHBORS.items():
             node = make()
+            node.share = share
             node.begin()
             await node.start()
             await node.worker.start()
@@ -219,6 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engine", choices=sorted(ENGINES), action="append", help="may be repeated; both without it")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each part")
+    parser.add_argument("--share", type=float, default=1.0, help="how much of the misbehaving user's work")
     parser.add_argument("--folder", type=Path, default=Path("var"), help="on the disk that is measured; SQLite's alone")
     parser.add_argument("--write", action="store_true", help="write results/neighbors.json")
     given = parser.parse_args()
@@ -227,7 +239,7 @@ def main() -> None:
     quiet, results = noise.Noise(), {}
     for engine in given.engine or list(ENGINES):
         with tempfile.TemporaryDirectory(prefix="bench-", dir=given.folder.absolute()) as made:
-            results[engine] = asyncio.run(measure(engine, Path(made), given.seconds))
+            results[engine] = asyncio.run(measure(engine, Path(made), given.seconds, given.share))
         print(table(f"{engine}, {given.seconds:g} s each", results[engine]))
     print(quiet)
     if given.write:

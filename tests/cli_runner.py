@@ -1,5 +1,5 @@
-"""A runner of the command `recorder`: inside the test's process, because a new process costs a second of CPU, or in a process of
-its own if the test is about the process.
+"""A runner of the command `recorder`: inside the test's process, or in a process of its own, a fork of `tests/fork_server.py`, if
+the test is about the process.
 
 Rule: a command sees only the given environment, and does not change the test's logging.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,9 @@ from typer import testing
 
 from assembly import logs
 from cli import app
-from tests import waiting
+from tests import fork_server, waiting
 
-ROOT = Path(__file__).parents[1]
-PROGRAM = "import service; service.main()"
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +45,14 @@ async def inside(environment: Mapping[str, str], *words: str) -> Answer:
 
 
 async def process(environment: Mapping[str, str], *words: str) -> Answer:
-    """Run the command in a process of its own, its output piped."""
-    started = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PROGRAM, *words,
-        cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    async with waiting.at_most(LIMIT_S):
-        out, err = await started.communicate()
-    return Answer(code=started.returncode or 0, out=out.decode(), err=err.decode())
+    """Run the command in a process of its own, its output piped to files."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        started = await fork_server.shared().fork(words, environment, out, errors=err)
+        async with waiting.at_most(LIMIT_S):
+            code = await started.wait()
+        printed, said = [await asyncio.to_thread(path.read_text, "utf-8") for path in (out, err)]
+        return Answer(code=code, out=printed, err=said)
 
 
 def _invoke(environment: Mapping[str, str], words: tuple[str, ...]) -> Answer:

@@ -30,8 +30,22 @@ hypothesis.settings.register_profile("thorough", max_examples=2_000, deadline=No
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
-# Rooms of which there are as many as two cores bear.
-HEAVY = ("tests/e2e/test_cluster.py", "tests/e2e/test_cluster_faults.py::test_the_network_to_the_broker_breaks")
+# Rooms of which there are as many as two cores bear, and servers that are shared by the tests of a module.
+HEAVY = (
+    "tests/e2e/test_cluster.py",
+    "tests/e2e/test_cluster_faults.py::test_the_network_to_the_broker_breaks",
+    "tests/e2e/test_broker_cluster.py",
+)
+# Tests of more than about ten seconds.
+LONG = (
+    "tests/e2e/",
+    "tests/fuzz/",
+    "tests/integration/test_benchmarks.py",
+    "tests/integration/test_readability.py",
+    "tests/integration/test_wrong_settings.py",
+    "tests/integration/test_rabbit_traps.py::test_a_broker_that_restarts_under_load_costs_nothing",
+    "tests/integration/test_rabbit_traps.py::test_messages_outlive_the_brokers_restart",
+)
 COLLECTED = pytest.StashKey[list[str]]()
 
 
@@ -46,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = order.shared(
         items,
         order.processes(),
-        lambda item: item.nodeid.startswith(("tests/e2e/", "tests/fuzz/")),
+        lambda item: item.nodeid.startswith(LONG),
         lambda item: item.nodeid.startswith(HEAVY),
     )
 

@@ -33,11 +33,23 @@ class Release:
 
 
 @functools.cache
+def commit_of_v010() -> str:
+    """The commit of release 0.1.0; "" if the history is missing."""
+    added = _git("log", "--diff-filter=A", "--format=%H", "--", NEXT_MIGRATION).split()
+    return _git("rev-parse", "--verify", "--quiet", f"{added[-1]}^") if added else ""
+
+
+def text(path: str) -> str:
+    """A file of release 0.1.0, or of this version if the history is missing. Its environment is not built for that."""
+    if commit := commit_of_v010():
+        return _git("show", f"{commit}:{path}")
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+@functools.cache
 def v010() -> Release:
     """Release 0.1.0. It runs in this environment if its locks are the same, otherwise in one that its own locks build."""
-    added = _git("log", "--diff-filter=A", "--format=%H", "--", NEXT_MIGRATION).split()
-    commit = _git("rev-parse", "--verify", "--quiet", f"{added[-1]}^") if added else ""
-    if not commit:
+    if not (commit := commit_of_v010()):
         return Release(ROOT, sys.executable, f"the history does not reach back to 0.1.0, the commit before {NEXT_MIGRATION}")
     root = run_folders.make("0.1.0")
     atexit.register(shutil.rmtree, root, ignore_errors=True)

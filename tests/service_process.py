@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import imageio_ffmpeg
 
-from tests import ports, waiting
+from tests import fork_server, ports, waiting
 from tests.chaos import open_captures
 
 ROOT = Path(__file__).parent.parent
@@ -21,9 +21,10 @@ ROOT = Path(__file__).parent.parent
 
 class ServiceProcess:
     """`recorder serve` in a folder of its own, with the settings of `environment`; `program` replaces `recorder`, and `root` with
-    `python` another version."""
+    `python` another version. It is a fork of `tests/fork_server.py`; another version, or a `fresh` one, is a new process."""
 
-    program = "import service; service.main()"
+    program = fork_server.RECORDER
+    fresh = False
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
@@ -42,7 +43,7 @@ class ServiceProcess:
             "LOG_FORMAT": "json",
             "FFMPEG_BINARY": imageio_ffmpeg.get_ffmpeg_exe(),
         } | environment
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | fork_server.Child | None = None
 
     @property
     def pid(self) -> int:
@@ -57,6 +58,10 @@ class ServiceProcess:
 
     async def begin(self) -> None:
         """Start it, and wait for nothing."""
+        if not self.fresh and (self.root, self.python) == (ROOT, sys.executable):
+            words = ["serve", *self.options]
+            self._process = await fork_server.shared().fork(words, self._environment, self.log, program=self.program)
+            return
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 self.python, "-c", self.program, "serve", *self.options,

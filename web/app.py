@@ -60,10 +60,11 @@ def create(api: dependencies.Api, *, watch: attention_watch.AttentionWatch | Non
         operations = api.operations
         public_routers += [nodes.router(api, operations), parked.router(operations), keys.router(operations)]
     probes = (health.router(api, watch), metrics_page.router(api))
+    # Taken over as they are: to include a router, FastAPI makes each of its routes a second time.
     for router in (*public_routers, *probes, segment_download.router(api), live.internal_router(api)):
-        app.include_router(router)
+        app.router.routes.extend(router.routes)
     if console is not None:
-        app.include_router(console_router.router(api, watch, console, authenticator))
+        app.router.routes.extend(console_router.router(api, watch, console, authenticator).routes)
     responses.install(app)
     openapi.install(app)
     missing = scopes.missing(app.routes)

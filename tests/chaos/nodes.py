@@ -17,11 +17,12 @@ from pathlib import Path
 import aiohttp
 import imageio_ffmpeg
 
-from tests import ports, waiting
-from tests.chaos import fork_server, plans
+from tests import fork_server, ports, waiting
+from tests.chaos import plans
 
 READY_LIMIT_S = 60.0
 STOP_LIMIT_S = 30.0
+PROGRAM = "from tests.chaos import node; node.main()"
 
 
 async def pass_time(seconds: float) -> None:
@@ -71,7 +72,7 @@ class Node:
 
     async def _spawn(self) -> None:
         arguments = [str(self.folder / "plan.json"), *self._options]
-        self._process = await self._forks.fork(arguments, self._environment, self.log)
+        self._process = await self._forks.fork(arguments, self._environment, self.log, program=PROGRAM)
         self.pids.append(self._process.pid)
 
     async def _supervise(self) -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from simulator import callbacks, server
 from simulator.cos import uploads
-from tests import quick_following
-from tests.chaos import fork_server, plans, worlds
+from tests import fork_server, quick_following
+from tests.chaos import plans, worlds
 
 AT_ONCE_PER_CORE = 3
 Done = Callable[[worlds.Outcome], None]
@@ -59,7 +59,6 @@ async def carry_out(
     with futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as decoder:
         forks = fork_server.ForkServer()
         async with tencent(folder / "tencent", content) as simulator:
-            await forks.start()
             tools = worlds.Tools(simulator=simulator, forks=forks, decoder=decoder)
 
             async def one_after_another() -> None:
@@ -75,7 +74,7 @@ async def carry_out(
             try:
                 await asyncio.gather(*(one_after_another() for _ in range(lanes)))
             finally:
-                await forks.stop()
+                forks.stop()
     return outcomes
 
 

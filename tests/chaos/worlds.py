@@ -26,8 +26,8 @@ import aiohttp
 
 from simulator import server
 from simulator.cos import signature
-from tests import backends, subscriber, waiting
-from tests.chaos import audit, cover, fork_server, media, nodes, plans
+from tests import backends, fork_server, subscriber, waiting
+from tests.chaos import audit, cover, media, nodes, plans
 
 REGION, BUCKET = "ap-shanghai", "recordings-1250000000"
 ACCOUNT = signature.Account(secret_id="AKIDexample", secret_key="secret-key-example")

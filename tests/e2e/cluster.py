@@ -11,17 +11,17 @@ from typing import Any
 
 import asyncpg
 
-from tests import backends, earlier_release, engines, postgres, rabbit, service_process, waiting
+from tests import backends, earlier_release, engines, fork_server, postgres, rabbit, service_process, waiting
 from tests.e2e.conftest import World
 
 LEASE_S = 6.0 * waiting.pace()
 # A server dies with the thread that started it, so a restart needs a thread that lives until the end.
-_KEEPER = futures.ThreadPoolExecutor(1)
+KEEPER = futures.ThreadPoolExecutor(1)
 
 
 async def keep(work: Callable[[], None]) -> None:
     """Run blocking work on a server in the long-lived thread."""
-    await asyncio.get_running_loop().run_in_executor(_KEEPER, work)
+    await asyncio.get_running_loop().run_in_executor(KEEPER, work)
 
 
 class Cluster:
@@ -105,8 +105,12 @@ class Cluster:
 
     async def migrate(self, *options: str) -> tuple[int, str]:
         """Run `recorder migrate`; returns its exit code and its output."""
-        command = [self.release.python, "-c", "import service; service.main()", "migrate", *options]
         environment = self._settings | {"HOME": str(self.world.folder), "PATH": "/usr/bin:/bin"}
+        if self.release == earlier_release.current():
+            log = self.world.folder / f"migrate-{len(self.nodes)}.log"
+            child = await fork_server.shared().fork(["migrate", *options], environment, log)
+            return await child.wait(), log.read_text()
+        command = [self.release.python, "-c", fork_server.RECORDER, "migrate", *options]
 
         def run() -> tuple[int, str]:
             done = subprocess.run(command, cwd=self.release.root, env=environment, capture_output=True, text=True, check=False)

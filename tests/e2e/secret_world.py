@@ -6,7 +6,6 @@ import base64
 import contextlib
 import itertools
 import json
-import subprocess
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -96,6 +95,8 @@ async def running(tmp_path: Path, loops: Path, engine: str, monkeypatch: pytest.
     service = world.service = service_process.ServiceProcess(
         tmp_path / "service", world.settings() | _secret_settings(made, world.backend) | QUICK
     )
+    # Its command line and environment are looked at.
+    service.fresh = True
     await service.start()
     keys = json.loads(service._environment["TRTC_CALLBACK_KEYS"])
     for app in (APP, MINTED, SIGNED):
@@ -151,7 +152,7 @@ def _secret_settings(secrets: SecretWorld, backend: backends.Backend) -> dict[st
     if backend.engine == backends.DISTRIBUTED:
         key = secrets.secret("SECRET_KEYS").encode().ljust(32, b"!")[:32]
         password = make("password of AMQP_URL")
-        _add_user(f"{found['AMQP_PREFIX']}-marked", password)
+        rabbit.shared().add_user(f"{found['AMQP_PREFIX']}-marked", password, ".*", ".*", ".*")
         found |= {
             "SECRET_KEYS": base64.b64encode(key).decode(),
             "AMQP_URL": found["AMQP_URL"].replace(
@@ -162,13 +163,3 @@ def _secret_settings(secrets: SecretWorld, backend: backends.Backend) -> dict[st
             ),
         }
     return found
-
-
-def _add_user(name: str, password: str) -> None:
-    """Add a user to the broker in one call, because the control program takes seconds to start."""
-    words = [f'<<"{word}">>' for word in (name, password, "test")]
-    rights = [words[0], '<<"/">>', *['<<".*">>'] * 3, words[2]]
-    call = f"rabbit_auth_backend_internal:add_user({', '.join(words)}), "
-    call += f"rabbit_auth_backend_internal:set_permissions({', '.join(rights)})."
-    control = str(rabbit.SCRIPT.with_name("rabbitmqctl"))
-    subprocess.run([control, "-q", "eval", call], env=rabbit.shared()._environment(), check=True, capture_output=True)

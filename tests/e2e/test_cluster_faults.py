@@ -20,7 +20,7 @@ from tests.e2e.conftest import APP, World, live_for
 
 pytestmark = pytest.mark.parametrize("engine", [backends.DISTRIBUTED])
 
-SESSIONS = test_cluster.SESSIONS
+SESSIONS = test_cluster.FEW
 ALONE = {"one": "api,machine,worker"}
 HUGE_BYTES = 20 * 1024 * 1024
 Clusters = Callable[..., Awaitable[cluster.Cluster]]
@@ -90,9 +90,8 @@ async def listening(prefix: str) -> AsyncIterator[Heard]:
 async def test_the_network_to_the_broker_breaks(world: World, clusters: Clusters, cable: tcp_proxy.Proxy) -> None:
     """Cutting every node's connection to the broker while rooms are live, and silencing and cutting it while they end, ends no
     capture; every result is delivered once over HTTP and over the bus."""
-    many = await clusters(
-        test_cluster.NODES, AMQP_URL=rabbit.shared().url.replace(f":{rabbit.shared().port}/", f":{cable.port}/")
-    )
+    url = rabbit.shared().url.replace(f":{rabbit.shared().port}/", f":{cable.port}/")
+    many = await clusters(test_cluster.NODES, AMQP_URL=url, LEASE=test_cluster.LONG_LEASE)
     load = test_cluster.Load(world, SESSIONS)
     recordings = SESSIONS * len(test_cluster.SPEAKERS)
     async with listening(many.prefix) as heard:

@@ -9,7 +9,7 @@ import pytest
 
 from tests import content, waiting
 from tests.e2e import scenes, session_audit
-from tests.e2e.conftest import APP, World, live_for
+from tests.e2e.conftest import APP, World, by_captures, live_for
 
 LIVE_S = 6.0
 ROOMS: tuple[tuple[str, int | str], ...] = (
@@ -55,7 +55,7 @@ async def record(world: World, mode: str, name: int | str) -> tuple[dict[str, An
     return await world.service.finished(task_id), speaker.stream.last_ms / 1000
 
 
-@pytest.mark.parametrize("capture", ["ffmpeg", "native"])
+@by_captures
 async def test_all_modes_and_rooms(world: World, capture: str) -> None:
     """In each mode, in integer and string rooms, with either capture, the file contains the live stream: beeps and flashes a
     second apart and together."""

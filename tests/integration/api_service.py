@@ -65,8 +65,6 @@ class Service:
     progress: dict[job_key.RecordingKey, int] = field(default_factory=dict)
     listeners: list[Callable[[codec.Event], None]] = field(default_factory=list)
     clock_ahead_ms: int = 0
-    document: dict[str, Any] = field(default_factory=dict)
-    routes: list[Any] = field(default_factory=list)
     application: Any = None
     watch: Any = None
     failure: Exception | None = None
@@ -75,6 +73,17 @@ class Service:
 
     def __post_init__(self) -> None:
         self.intake = callback_intake.CallbackIntake(self.store.presence, self.decide)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The OpenAPI document of the application."""
+        made: dict[str, Any] = self.application.openapi()
+        return made
+
+    @property
+    def routes(self) -> list[Any]:
+        """The routes of the application."""
+        return list(self.application.routes)
 
     async def decide(self, event: codec.Event, by: model.Caller | None = None) -> dict[str, Any]:
         """The decider of the API: the real one, with a count of calls, or a failure."""
@@ -175,7 +184,7 @@ async def running(database: engines.Database, tokens: tuple[str, ...] = (), **mo
         )
         service.watch = attention_watch.AttentionWatch(api)
         application = app.create(api, watch=service.watch)
-        service.application, service.document, service.routes = application, application.openapi(), list(application.routes)
+        service.application = application
         server = http_server.HttpServer(application, host="127.0.0.1", port=0)
         await server.start()
         service.url = f"http://127.0.0.1:{server.port}"

@@ -28,7 +28,7 @@ SMALLEST = {
     "history": [f"--quick --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "intake": [f"--quick --forward --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "mutated_streams": ["--cases=200"],
-    "neighbors": [f"--seconds=0.5 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
+    "neighbors": [f"--seconds=0.2 --share=0.05 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "recipes": ["--follow --only plain --modes 02 --out={folder}"],
     "readability": ["--repetitions=1 --runs=1"],
     "scrape": ["--scrapes=2 --folder={folder}"],

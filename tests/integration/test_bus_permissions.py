@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -35,9 +34,8 @@ class Users:
         for kind, row in zip(KINDS, rows, strict=True):
             _, configure, write, read, publish, bind = self._cells(row)
             name = f"{self.prefix}-{kind}"
-            self._run("add_user", name, name)
-            self._run("set_permissions", "-p", "/", name, configure, write, read)
-            self._run("set_topic_permissions", "-p", "/", name, self.prefix, publish, bind)
+            broker.add_user(name, name, configure, write, read)
+            broker.limit_topics(name, self.prefix, publish, bind)
 
     def _cells(self, row: str) -> list[str]:
         """The permissions of a row of the table: `the same` repeats the previous column, and names get the test's prefix."""
@@ -48,10 +46,6 @@ class Users:
 
     def _name(self, name: str) -> str:
         return self.prefix if name == "recorder" else f"{self.prefix}-lessons"
-
-    def _run(self, *words: str) -> None:
-        control = str(rabbit.SCRIPT.with_name("rabbitmqctl"))
-        subprocess.run([control, "-q", *words], env=self.broker._environment(), check=True, capture_output=True)
 
     def url(self, kind: str) -> str:
         """The broker's address for the user of this kind."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,11 +12,10 @@ import pytest
 from aiohttp import web
 
 from machine import errors
-from tests import engines, waiting
+from tests import cli_runner, engines
 from tests.integration import api_service
 from tests.integration.api_service import Service
 
-ROOT = Path(__file__).parents[2]
 ROOM = ["--sdk-app-id", "1400000001", "--room", "8489", "--user", "rec", "--mode", "02"]
 COS = ["--region", "ap-shanghai", "--bucket", "lessons-1250000000", "--path", "/"]
 SECRETS = {"RECORDER_USER_SIG": "PLANTED-SIG", "COS_SECRET_ID": "PLANTED-ID", "COS_SECRET_KEY": "PLANTED-KEY"}
@@ -40,13 +37,10 @@ class Result:
 
 
 async def run(service: Service, *words: str, **environ: str) -> Result:
-    """Run a command in a process of its own, its output piped."""
-    whole = {"RECORDER_URL": service.url, "RECORDER_TOKEN": service.token, "PYTHONPATH": str(ROOT), **SECRETS, **environ}
-    pipe = asyncio.subprocess.PIPE
-    program = (sys.executable, "-c", "from cli import app; app.app(prog_name='recorder')")
-    process = await asyncio.create_subprocess_exec(*program, *words, stdout=pipe, stderr=pipe, env=whole)
-    stdout, stderr = await asyncio.wait_for(process.communicate(), waiting.limit_s(30))
-    return Result(exit_code=process.returncode or 0, stdout=stdout.decode(), stderr=stderr.decode())
+    """Run a command in a process of its own."""
+    whole = {"RECORDER_URL": service.url, "RECORDER_TOKEN": service.token, **SECRETS, **environ}
+    answer = await cli_runner.process(whole, *words)
+    return Result(exit_code=answer.code, stdout=answer.out, stderr=answer.err)
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from machine import model
 from store import tables
 from tests import decider_harness, engines, history, long_life, statement_meter
 
-SIZES = (10, 1_000, 100_000)
+SIZES = (10, 1_000, 20_000)
 # An index of more rows is deeper, and on PostgreSQL a page of it may hold entries of dead rows.
 SLACK = 1.2
 MOST_RATIO = 3.0

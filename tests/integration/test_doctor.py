@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import json
 import os
 import shutil
 import sqlite3
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -22,10 +20,9 @@ from assembly import inspection as surroundings
 from cli import doctor_checks as doctor
 from events import requests
 from store import inspection
-from tests import engines, transactions, waiting
+from tests import cli_runner, engines, transactions
 from tests.integration import doctor_world
 
-ROOT = Path(__file__).parents[2]
 REAL_SCHEMA = surroundings.schema
 SQLITE, POSTGRESQL = doctor_world.SQLITE, doctor_world.POSTGRESQL
 WHSEC, TOKEN = doctor_world.WHSEC, doctor_world.TOKEN
@@ -308,13 +305,10 @@ async def test_service(world: World) -> None:
 async def run(world: World, *words: str) -> tuple[int, str]:
     """Run `recorder doctor` in a process."""
     await world.beat()
-    environ = world.environ | {"PYTHONPATH": str(ROOT), "TENCENTCLOUD_SECRETID": "id", "TENCENTCLOUD_SECRETKEY": "key"}
-    program = (sys.executable, "-c", "import service; service.main()", "doctor", "--within=60", *words)
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*program, stdout=pipe, stderr=pipe, env=environ)
-    stdout, stderr = await asyncio.wait_for(process.communicate(), waiting.limit_s(60))
-    assert stderr == b""
-    return process.returncode or 0, stdout.decode()
+    environ = world.environ | {"TENCENTCLOUD_SECRETID": "id", "TENCENTCLOUD_SECRETKEY": "key"}
+    answer = await cli_runner.process(environ, "doctor", "--within=60", *words)
+    assert answer.err == ""
+    return answer.code, answer.out
 
 
 async def test_the_command(world: World) -> None:

@@ -13,7 +13,8 @@ from machine import job_key
 from tests import engines, transactions, waiting
 from tests.integration import api_service
 from tests.integration.api_service import SDK_APP_ID, Service, now_ms, start_body
-from tests.integration.test_commands import ROOT, run
+from tests.integration.test_commands import run
+from tests.service_process import ROOT
 
 T0 = 1_800_000_000_000
 

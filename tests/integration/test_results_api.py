@@ -16,7 +16,8 @@ from events import codec
 from tests import engines, waiting
 from tests.integration import api_service
 from tests.integration.api_service import Service, start_body
-from tests.integration.test_commands import ROOT, run
+from tests.integration.test_commands import run
+from tests.service_process import ROOT
 
 ALL = ["session-accepted", "failed-cos-write", "session-finished"]
 

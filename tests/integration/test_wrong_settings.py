@@ -10,18 +10,14 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
-import pytest_asyncio
 
-from tests import engines, pgbouncer, ports, postgres, waiting, wrong_settings
-from tests.chaos import fork_server
+from tests import engines, fork_server, pgbouncer, ports, postgres, waiting, wrong_settings
 
-# One fork server for all: loading the program costs seconds.
-pytestmark = pytest.mark.asyncio(loop_scope="module")
 SECRET = "PLANTED"
 # At rest; most of it is ffmpeg, which doctor asks for its abilities.
 DOCTOR_S = 3.0
@@ -30,10 +26,8 @@ DOCTOR_S = 3.0
 class Commands:
     """Runs commands in a folder, in an environment that is right except for a case's."""
 
-    def __init__(self, forks: fork_server.ForkServer, folder: Path) -> None:
-        self._forks, self.folder = forks, folder
-        self._plan = folder / "plan.json"
-        self._plan.write_text(json.dumps({"Folder": str(folder), "Strikes": [], "Skews": []}))
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._ran = 0
 
     def environment(self, engine: str) -> dict[str, str]:
@@ -55,7 +49,7 @@ class Commands:
         self._ran += 1
         printed = self.folder / f"printed-{self._ran}.txt"
         printed.touch()
-        return await self._forks.fork([str(self._plan), *words], environment, printed), printed
+        return await fork_server.shared().fork([*words], environment, printed), printed
 
     async def run(self, environment: dict[str, str], *words: str) -> tuple[int, str]:
         """Run a command to its end; returns its exit code and output."""
@@ -71,12 +65,9 @@ class Commands:
         return {check["Check"]: check for check in json.loads(printed[printed.index("{\n") :])["Checks"]}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def commands(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Commands]:
-    forks = fork_server.ForkServer()
-    await forks.start()
-    yield Commands(forks, tmp_path_factory.mktemp("settings"))
-    await forks.stop()
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    return Commands(tmp_path_factory.mktemp("settings"))
 
 
 async def faults(commands: Commands, case: wrong_settings.Case) -> list[str]:
