@@ -6,7 +6,8 @@
 The node is one of the embedded engine in this process: decisions, worker, followers, uploads. COS is another process.
 Captures are stand-ins: all recordings share one stream of 1.5 Mbit/s, which is written once and faster than real time, and each
 makes and sends its own file of it. Its last seconds come when the followers and their uploads have nothing left to do, as in
-real time. `pss_mib` and `cpu_ms` are the memory of a follower and its ffmpeg, and their CPU per second of media until then.
+real time. `pss_mib` and `cpu_ms` are the memory of a follower and its ffmpeg, and their CPU per second of media until then. The
+last columns are the CPU of one end.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from machine.reasons import Reason
 from worker import work_ports
 
 RESULTS = Path(__file__).parent / "results" / "ends.json"
-NAMES = ("p50_s", "p99_s", "most_s", "pss_mib", "cpu_ms", "end_cpu_ms")
+NAMES = ("p50_s", "p99_s", "most_s", "pss_mib", "cpu_ms", "node_ms", "followers_ms", "cos_ms")
 _LOOK_S, _IDLE_CPU, _STARTED_S, _CAUGHT_UP_S, _ENDED_S = 6.0, 0.1, 300.0, 3_600.0, 900.0
 
 
@@ -173,17 +174,17 @@ async def _end_together(room: Room, work: node_work.NodeWork, stream: Stream, sp
     pss_mib = sum(map(processes.pss_mib, running)) / sum(speakers)
     cpu_ms = sum(map(processes.cpu_s, running)) * 1000 / sum(speakers) / (stream.ends_ms / 1000)
     stream.write(stream.ends_ms + 1)
-    begun_s, busy_s = time.monotonic(), noise.busy_s()
+    begun_s, before = time.monotonic(), _used_s(pids)
     for number in range(len(speakers)):
         await room.say("room-destroyed", number + 1, UserId="", EventMs=lives.now_ms())
     await room.until(lambda: len(room.ended_s) == sum(speakers), _ENDED_S, "the ends")
-    end_cpu_ms = (noise.busy_s() - busy_s) * 1000 / sum(speakers)
+    used_ms = [(now - then) * 1000 / sum(speakers) for now, then in zip(_used_s(pids), before, strict=True)]
     rows = []
     for big in (False, True):
         numbers = {str(number) for number, count in enumerate(speakers) if (count > 1) == big}
         ended = [at_s - begun_s for speaker, at_s in room.ended_s.items() if speaker.partition("-")[0] in numbers]
         if ended:
-            figures = (arrivals.percentile(ended, 50), arrivals.percentile(ended, 99), max(ended), pss_mib, cpu_ms, end_cpu_ms)
+            figures = (arrivals.percentile(ended, 50), arrivals.percentile(ended, 99), max(ended), pss_mib, cpu_ms, *used_ms)
             row = {
                 "recordings": len(ended),
                 "minutes": stream.ends_ms / 60_000,
@@ -191,6 +192,12 @@ async def _end_together(room: Room, work: node_work.NodeWork, stream: Stream, sp
             }
             rows.append(row | {name: round(value, 2) for name, value in zip(NAMES, figures, strict=True)})
     return rows
+
+
+def _used_s(pids: list[int]) -> tuple[float, float, float]:
+    """The CPU of the node, of its followers with their ffmpegs, and of COS."""
+    node, followers = processes.cpu_s(os.getpid()), sum(map(processes.tree_cpu_s, pids))
+    return node, followers, processes.tree_cpu_s(os.getpid()) - node - followers
 
 
 async def _caught_up(pids: list[int], work: node_work.NodeWork) -> None:

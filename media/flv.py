@@ -37,7 +37,8 @@ _START_CODE = re.compile(rb"\x00{2,}\x01")
 _TAG_BEGIN = re.compile(rb"(?=[\x08\x09\x12][\x00-\xff]{7}\x00\x00\x00)")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen: one is made for each packet of each stream, and a frozen one takes more than twice as long.
+@dataclass(slots=True, kw_only=True)
 class Tag:
     """One FLV tag: `kind` is AUDIO, VIDEO or SCRIPT; `timestamp_ms` its decoding time; `payload` excludes the tag's header.
     `after_damage`: unreadable bytes precede it in the file; `offset`: where it begins there."""

@@ -239,8 +239,8 @@ class _Segment:
                 self.close()
             return False
         taken = len(tags)
-        if growing:
-            taken = next((index for index, tag in enumerate(tags) if not self.first.placement.covers(tag)), taken)
+        if growing and not self.first.placement.covers(tags[-1]):
+            taken = next(index for index, tag in enumerate(tags) if not self.first.placement.covers(tag))
         if self._reader.damaged or any(tag.after_damage for tag in tags):
             raise GaveUp("a segment is damaged")
         self.first.add(found, tags[:taken])

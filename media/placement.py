@@ -1,20 +1,17 @@
 """Placement: when each packet of a segment with an arrival index was live.
 
 A segment is read twice. `Placement` collects its tracks and their clocks (track_clock.py); `Places` then gives the live time of
-each packet, in the same order. Both take the same packets: those of wanted tracks, with a codec that ffmpeg can read, video from
-its first key frame on.
+each packet, in the same order.
 """
 
 from __future__ import annotations
 
-import collections
 import copy
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from media import arrival_index, codecs, flv, sound, track_clock, video_headers
+from media import arrival_index, flv, packets, track_clock, video_headers
 
 # A pause of at most this long inside a segment is filled: the stream was connected. A longer one is cut.
 BRIDGED_MS = 10_000.0
@@ -22,101 +19,8 @@ BRIDGED_MS = 10_000.0
 _DAMAGE_MS = 100.0
 _NEVER = float("inf")
 _STEP_MS = 500.0
-_REMEMBERED = 4_096
 # A track without any configuration must not cost a reading of the whole segment: these are some minutes.
 _LATEST_HEADER_BYTES, _SCAN_BYTES = 16 << 20, 1 << 16
-_NAMES = {flv.AUDIO: "audio", flv.VIDEO: "video"}
-
-
-class Packets:
-    """Tells the packets of a segment from its other tags, in file order. `headers` are the configurations in force: those that
-    the stream sends, and those inside its key frames."""
-
-    def __init__(self, kinds: frozenset[int], late_headers: Mapping[int, bytes]) -> None:
-        """`late_headers`: the first configuration of each track, for packets that come before it."""
-        self._kinds = kinds
-        self._late_headers = late_headers
-        self._after_damage = False
-        self._undecodable: set[int] = set()
-        self._newest_ms: dict[int, int] = {}
-        self._repeats: dict[int, bool] = {}
-        self._lately: collections.OrderedDict[tuple[int, int, int], None] = collections.OrderedDict()
-        self.headers: dict[int, bytes] = {}
-        self.begun: set[int] = set()
-        self._unreadable: dict[int, str] = {}
-
-    @property
-    def unreadable(self) -> dict[int, str]:
-        """The codecs of tracks that ffmpeg cannot read, or that never had a configuration."""
-        never = {kind: f"{_NAMES[kind]} without a configuration" for kind in self._undecodable - self.headers.keys()}
-        return never | self._unreadable
-
-    def is_packet(self, tag: flv.Tag) -> bool:
-        """Whether the tag is a packet; notes configurations."""
-        kind, payload = tag.kind, tag.payload
-        self._after_damage |= tag.after_damage
-        if kind not in self._kinds:
-            return False
-        if tag.is_sequence_header:
-            self.headers[kind] = payload
-            return False
-        if not tag.is_media:
-            return False
-        if not codecs.is_readable(kind, payload):
-            self._unreadable.setdefault(kind, codecs.name(kind, payload))
-            return False
-        if not self._is_decodable(kind, payload) or self._is_repeated(tag):
-            return False
-        self.begun.add(kind)
-        return True
-
-    def _is_decodable(self, kind: int, payload: bytes) -> bool:
-        """Whether the configuration that the packet needs is known, and decoding has begun or can begin with it."""
-        header = self.headers.get(kind)
-        if kind == flv.AUDIO:
-            needed = sound.needs_header(payload)
-        else:
-            inside = video_headers.inband_header(payload, header)
-            if inside is not None:
-                self.headers[kind] = header = inside
-            needed = video_headers.needs_header(payload)
-            if kind not in self.begun and not video_headers.begins_picture(payload, header):
-                return False
-        if needed and header is None:
-            late = self._late_headers.get(kind)
-            if late is None or codecs.identity(kind, late) != codecs.identity(kind, payload):
-                self._undecodable.add(kind)
-                return False
-            self.headers[kind] = late
-        return True
-
-    def _is_repeated(self, tag: flv.Tag) -> bool:
-        """Whether the packet was sent before: tags that go back and bring the same bytes again."""
-        newest_ms = self._newest_ms.get(tag.kind)
-        tag_ms = track_clock.unwrapped(newest_ms, tag.timestamp_ms)
-        known = (tag.kind, tag_ms, zlib.crc32(tag.payload))
-        # Tags that stand bring other media, although silence looks alike.
-        behind = newest_ms is not None and (tag_ms < newest_ms or (tag_ms == newest_ms and self._repeats.get(tag.kind, False)))
-        self._repeats[tag.kind] = repeated = behind and known in self._lately
-        self._lately[known] = None
-        if len(self._lately) > _REMEMBERED:
-            self._lately.popitem(last=False)
-        # A clock that starts over has another origin.
-        if newest_ms is None or not repeated:
-            self._newest_ms[tag.kind] = tag_ms
-        return repeated
-
-    def take_damage(self) -> bool:
-        """Whether unreadable bytes precede this packet and follow the one before."""
-        damaged, self._after_damage = self._after_damage, False
-        return damaged
-
-    def duration_ms(self, tag: flv.Tag) -> float | None:
-        """The duration of an audio packet, if its payload tells."""
-        if tag.kind != flv.AUDIO:
-            return None
-        counted = sound.packet_samples(tag.payload, self.headers.get(flv.AUDIO))
-        return counted[0] * 1000 / counted[1] if counted is not None and counted[0] else None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -147,8 +51,7 @@ class Placement:
     def __init__(self, path: Path, kinds: frozenset[int]) -> None:
         self._clocks = {kind: track_clock.TrackClock() for kind in kinds}
         self._arrivals = _Arrivals(path)
-        self.late_headers = _first_headers(path, kinds)
-        self.packets = Packets(kinds, self.late_headers)
+        self.packets = packets.Packets(kinds, _first_headers(path, kinds))
         self.tracks: dict[int, Track] = {}
         # What follows the segment begins here, and replaces what this one has behind it.
         self.until_ms = _NEVER
@@ -198,7 +101,7 @@ class Placement:
     def _put_in_step(self) -> None:
         """A track whose packets all come seconds after those of the other one with the same tags is delayed, and not late: by its
         tags it begins and ends with the other one."""
-        if len(self.tracks) != len(_NAMES):
+        if len(self.tracks) < 2:
             return
         ends = {kind: (t.spans[0].from_ms, t.spans[-1].to_ms, *self._clocks[kind].tags_ms) for kind, t in self.tracks.items()}
         begin_ms, end_ms, first_tag_ms, last_tag_ms = (a - b for a, b in zip(ends[flv.AUDIO], ends[flv.VIDEO], strict=True))
@@ -231,8 +134,7 @@ class Places:
     """The second reading: the live time of each packet."""
 
     def __init__(self, placement: Placement) -> None:
-        kinds = frozenset(placement.packets.headers) | frozenset(placement.tracks) | placement.packets.begun
-        self._packets = Packets(kinds, placement.late_headers)
+        self._packets = packets.PacketsAgain(placement.packets)
         self.headers = self._packets.headers
         self._tracks = {kind: _TrackPlaces(track) for kind, track in placement.tracks.items()}
         self._pictures = _Pictures()
@@ -321,10 +223,11 @@ class _Arrivals:
         return float(self._known[0]) if self._known is not None else None
 
     def covers(self, tag: flv.Tag) -> bool:
-        while self._at == len(self._read) or self._read[-1].offset < tag.offset:
-            self._read, self._at = self._reader.read(), 0
-            if not self._read:
+        while not self._read or self._read[-1].offset < tag.offset:
+            more = self._reader.read()
+            if not more:
                 return False
+            self._read, self._at = self._read[self._at :] + more, 0  # tags before this one may still be asked for
         return True
 
     def of(self, tag: flv.Tag) -> float:

@@ -171,6 +171,7 @@ class FfmpegRun:
     async def to_end(self, stream: AsyncIterator[bytes], part: Path, stuck_after_s: float) -> int:
         """Feed the stream and wait for the end; returns the exit code. Any interruption kills ffmpeg first."""
         await self._child.start()
+        self._child.widen_stdin()
         reaped = asyncio.create_task(self._child.wait())
         feeding = asyncio.create_task(self._feed(stream))
         watching = asyncio.create_task(self._watch(part, stuck_after_s))

@@ -31,7 +31,7 @@ from media import (
 
 _TOLERANCE_MS = 500
 _TOLERANCE = 0.005
-_DECODED_S = 5
+_DECODED_S = 2
 _NOWHERE = ("-f", "null", "-")
 _READ_BYTES = 1 << 20
 _LIMIT_S = 60.0

@@ -56,10 +56,12 @@ def stream(seconds: int, *, begin_ms: int = 0, size: str = "320x240", seed: int 
 class Growing:
     """A segment that a native capture writes, up to a time."""
 
-    def __init__(self, path: Path, sent: Sent) -> None:
+    def __init__(self, path: Path, sent: Sent, *, unrecorded: int = 0) -> None:
+        """The records of so many tags are written later than the tags."""
         self.path = path
         self._sent = sent
-        self._written = 0
+        self._unrecorded = unrecorded
+        self._written = self._recorded = 0
 
     def until(self, at_ms: float) -> None:
         """Write what arrived by then: the tags first, then their records."""
@@ -67,14 +69,15 @@ class Growing:
         fresh = self._sent[self._written : arrived]
         if not fresh:
             return
-        head = self._written == 0
-        self._written = arrived
+        recorded = arrived if arrived == len(self._sent) else max(self._recorded, arrived - self._unrecorded)
         with self.path.open("ab") as file:
-            file.write(flv.header(audio=True, video=True) * head)
+            file.write(flv.header(audio=True, video=True) * (self._written == 0))
             file.write(b"".join(flv.encode(tag.kind, tag.timestamp_ms, tag.payload) for tag, _ in fresh))
         with arrival_index.path_of(self.path).open("ab") as file:
-            file.write(arrival_index.header(BEGAN_MS) * head)
-            file.write(b"".join(arrival_index.record(round(at), tag.kind, len(tag.payload)) for tag, at in fresh))
+            file.write(arrival_index.header(BEGAN_MS) * (self._written == 0))
+            known = self._sent[self._recorded : recorded]
+            file.write(b"".join(arrival_index.record(round(at), tag.kind, len(tag.payload)) for tag, at in known))
+        self._written, self._recorded = arrived, recorded
 
     @property
     def ends_ms(self) -> float:
@@ -139,6 +142,13 @@ async def test_a_followed_file_has_the_same_bytes(tmp_path: Path, soon: None, mo
     assert recording.restarts == 0
     assert made.duration_ms == pytest.approx(32_000, abs=1_000)
     await check_same(made, growing, mode, tmp_path)
+
+
+async def test_records_that_come_later_than_their_tags(tmp_path: Path, soon: None) -> None:
+    """A look between a tag and the record of its arrival waits for the record."""
+    growing = [Growing(tmp_path / "00000001.flv", stream(20), unrecorded=5)]
+    made, _ = await followed(growing, "02", tmp_path)
+    await check_same(made, growing, "02", tmp_path)
 
 
 async def test_packets_that_do_not_move_are_joined_soon(tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
