@@ -51,6 +51,11 @@ class Packets:
         never = {kind: f"{_NAMES[kind]} without a configuration" for kind in self._undecodable - self.headers.keys()}
         return never | self._unreadable
 
+    @property
+    def missed(self) -> bool:
+        """Whether packets were left out whose configuration has come since: a later reading has them."""
+        return bool(self._undecodable & self.headers.keys())
+
     def is_packet(self, tag: flv.Tag) -> bool:
         """Whether the tag is a packet; notes configurations."""
         kind, payload = tag.kind, tag.payload
