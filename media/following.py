@@ -244,6 +244,8 @@ class _Segment:
         if self._reader.damaged or any(tag.after_damage for tag in tags):
             raise GaveUp("a segment is damaged")
         self.first.add(found, tags[:taken])
+        if self.first.placement.packets.missed:
+            raise GaveUp("a configuration came after its packets")
         if tags[:taken]:
             self._note(tags[taken].offset if taken < len(tags) else self._reader.position_bytes)
         self._unknown = tags[taken:]

@@ -41,6 +41,11 @@ class Packets:
         never = {kind: f"{_NAMES[kind]} without a configuration" for kind in self._undecodable - self.headers.keys()}
         return never | self._unreadable
 
+    @property
+    def missed(self) -> bool:
+        """Whether packets were left out whose configuration has come since: a later reading has them."""
+        return bool(self._undecodable & self.headers.keys())
+
     def is_packet(self, tag: flv.Tag) -> bool:
         """Whether the next tag is a packet; notes configurations."""
         found = self._is_packet(tag)

@@ -147,6 +147,9 @@ def _tracks(plain: tuple[flv.Tag, ...]) -> dict[str, Untidy]:
         "camera-comes-later": Untidy(
             sent=tuple(kept(plain, lambda tag: is_sound(tag) or tag.timestamp_ms >= 3_000)), pictures=EVERY - {0, 1, 2}
         ),
+        "header-of-the-sound-comes-late": Untidy(
+            sent=together((2_900.0 if is_sound(tag) and tag.is_sequence_header else at, tag) for at, tag in at_its_time(plain))
+        ),
         "sound-that-nobody-knows": Untidy(
             sent=tuple(
                 (at, replace(tag, payload=bytes((0xC0 | tag.payload[0] & 15,)) + tag.payload[1:]) if is_sound(tag) else tag)

@@ -9,6 +9,7 @@ captures that the kill took along.
 from __future__ import annotations
 
 import bisect
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -106,6 +107,12 @@ def lost_s(counted: Sequence[int], speaker: Live, moment_s: float) -> float | No
     wanted = speaker.sent_at(moment_s)
     last_in_file = max((frame for frame in counted if frame <= wanted), default=0)
     return max(0, wanted - max(last_in_file, speaker.frame_at(max(pulling)))) / RATE
+
+
+def followed(log: Path) -> list[bool]:
+    """For each transcode of a followed recording in a node's log, whether its follower made the file."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if '"transcode.followed"' in line]
+    return [line["done"] for line in lines]
 
 
 def doubled_s(counted: Sequence[int]) -> float:

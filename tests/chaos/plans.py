@@ -82,7 +82,8 @@ class Plan:
     @property
     def repeat(self) -> str:
         """The command that repeats the run."""
-        return f"python -m tests.chaos --engine {self.engine} --seed {self.seed}" + (f" --part {self.part}" if self.part else "")
+        more = f" --part {self.part}" * bool(self.part) + " --follow" * self.follow
+        return f"python -m tests.chaos --engine {self.engine} --seed {self.seed}{more}"
 
 
 def points(engine: str) -> list[str]:

@@ -33,6 +33,7 @@ def summary(outcomes: Sequence[worlds.Outcome]) -> dict[str, Any]:
     return {
         "runs": len(outcomes),
         "captures": {capture: sum(o.plan.capture == capture for o in outcomes) for capture in plans.CAPTURES},
+        "followed": {"runs": sum(o.plan.follow for o in outcomes), "files": _followed(outcomes)},
         "points": [_point(engine, point, outcomes) for engine in plans.ENGINES for point in _struck_points(engine, outcomes)],
         "unstruck": {engine: _unstruck(engine, outcomes) for engine in plans.ENGINES},
         "repeated_posts": sum(o.repeated_posts for o in outcomes),
@@ -100,11 +101,18 @@ def table(outcomes: Sequence[worlds.Outcome]) -> str:
         for capture in plans.CAPTURES:
             lost = _distribution(_lost_s(engine, capture, outcomes))
             lines.append(f"media lost to a kill, by {capture} capture that it hit, s: {_values(lost)}")
+        of_engine = [o for o in outcomes if o.plan.engine == engine]
+        lines.append(f"followed: {sum(o.plan.follow for o in of_engine)} runs, {_followed(of_engine)} files made by followers")
         heard = [(o.heard, o.repeated_deliveries) for o in outcomes if o.plan.engine == engine]
         if engine == plans.DISTRIBUTED:
             lines.append(f"heard by a subscriber: {sum(n for n, _ in heard)} results, {sum(n for _, n in heard)} of them again")
         lines.append(f"missing without a reason, s: {_values(_judged(engine, outcomes))}")
     return "\n".join(lines)
+
+
+def _followed(outcomes: Sequence[worlds.Outcome]) -> int:
+    """The files that followers made; of the others the usual transcode did."""
+    return sum(sum(o.followed) for o in outcomes)
 
 
 def failure(outcome: worlds.Outcome) -> str:

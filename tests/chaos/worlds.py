@@ -64,7 +64,8 @@ SETTINGS = {
 @dataclass(slots=True, kw_only=True)
 class Outcome:
     """The outcome of a run. `struck`: the records of the strikes that happened; `faults`: figure → sentences; `media_lost_s`: the
-    media that each capture lost to the kill that took it along; `covers`: the judgement of each speaker's files."""
+    media that each capture lost to the kill that took it along; `covers`: the judgement of each speaker's files; `followed`: for
+    each transcode of a followed recording, whether its follower made the file."""
 
     plan: plans.Plan
     folder: Path
@@ -76,6 +77,7 @@ class Outcome:
     seconds_to_end: float | None = None
     media_lost_s: list[float] = field(default_factory=list)
     covers: list[cover.Cover] = field(default_factory=list)
+    followed: list[bool] = field(default_factory=list)
 
     @property
     def failed(self) -> bool:
@@ -313,6 +315,7 @@ class Run:
     # --- the outcome --------------------------------------------------------------------------------------------------------
     async def _judge(self, outcome: Outcome) -> None:
         outcome.struck = self.struck()
+        outcome.followed = [made for node in self.nodes.values() for made in media.followed(node.log)]
         posts = [(r.headers["webhook-id"], r.body.decode()) for r in self.simulator.receiver.received[self.prefix]]
         scope = audit.Scope(
             database=self.backend.database,

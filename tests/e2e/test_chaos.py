@@ -23,6 +23,7 @@ async def carry_out(engine: str, folder: Path, content: Path, part: int) -> list
     assert report.too_much_lost(outcomes) == []
     assert all(len(outcome.covers) == len(worlds.SPEAKERS) for outcome in outcomes), "every file was examined"
     assert any(outcome.media_lost_s for outcome in outcomes), "a kill hit a capture"
+    assert any(any(outcome.followed) for outcome in outcomes), "a follower made a file"
     return outcomes
 
 

@@ -60,6 +60,11 @@ def logged(world: World, event: str) -> list[Any]:
     return [line for line in lines if line["event"] == event]
 
 
+def writing(pid: int) -> list[int]:
+    """The ffmpegs of a service's followers."""
+    return [ffmpeg for follower in service_process.children(pid) for ffmpeg in service_process.children(follower)]
+
+
 def output(world: World, scene: Scene) -> dict[str, Any]:
     """What the transcode of a session's only recording reported."""
     assert world.backend is not None
@@ -104,7 +109,7 @@ async def test_followed_recordings_survive_kills_and_restarts(world: World, room
     followed = {line["recording"]: (line["done"], line["why"]) for line in logged(world, "transcode.followed")}
     assert followed == {f"{scene.task_id}/alice/1": (True, "") for scene in rooms.values()}
     await replayed(world, rooms["refused"])
-    await waiting.until(lambda: not service_process.work(world.service.pid), 10, "all processes to end")
+    await waiting.until(lambda: not writing(world.service.pid), 10, "the ffmpegs of followers to end")
     left = [*world.folder.glob("service/spool/**/*.part"), *world.simulator.folder.glob("cos-uploads/*/upload.json")]
     assert left == []
     check_audit(world)

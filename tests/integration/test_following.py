@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 
 from assembly import live_uploads
 from assembly import work as node_work
+from bench import whole_file
 from config import settings
 from machine import due_work, errors, segments
 from media import (
@@ -224,8 +226,9 @@ async def test_a_track_that_ends_too_early_fails_the_verification(tmp_path: Path
 
 async def test_a_node_writes_and_uploads_while_the_recording_runs(tmp_path: Path) -> None:
     """A node with FOLLOW writes the file in a process of its own, and sends its parts, while the recording runs. The transcode
-    takes the file over and gives what it would have made. The upload sends the rest, and the object is the file. A follower that
-    is dropped leaves nothing behind, in the bucket neither."""
+    takes the file over and gives what it would have made. The upload sends the rest, and the object is the file: it begins with
+    its index, decodes without a complaint, and Chromium plays and seeks it. A follower that is dropped leaves nothing behind, in
+    the bucket neither."""
     folder = spool.Spool(tmp_path / "spool")
     folder.start()
     async with scripted_cos.serving() as server:
@@ -272,6 +275,8 @@ async def _record(work: node_work.NodeWork, folder: spool.Spool, server: scripte
     parts = len(list(file_parts.layout(scripted_cos.MIB, data.index(b"mdat") - 44, len(data))))
     assert parts <= server.operations.count("part") <= parts + 1
     assert replace(made, epoch=3) == await work.transcode(job, 3, [told])
+    both = [folder.output_path(TASK, "al", 1, "02", epoch) for epoch in (2, 3)]
+    assert await asyncio.to_thread(whole_file.faults, *both, folder.root) == []
     work.capture(job, 1, lambda _: None)
     await waiting.until(lambda: server.operations.count("create") == 2, 30)
     await work.remove(recording.key, 9)

@@ -23,6 +23,7 @@ GIVEN_UP = {
     "hevc-portrait": ENCODED,
     "av1": ENCODED,
     "another-size-inside": ENCODED,
+    "header-of-the-sound-comes-late": "a configuration came after its packets",
     "another-shape": RESHAPED,
     "aac-then-g711": RESHAPED,
     "avc-then-hevc": RESHAPED,
