@@ -158,6 +158,10 @@ def _numbers(code: str, data: bytes) -> array.array[int]:
     return found
 
 
+def _big_endian(numbers: array.array[int]) -> bytes:
+    return _numbers(numbers.typecode, numbers.tobytes()).tobytes()
+
+
 def _boxes(file: int) -> Iterator[_Box]:
     """The outermost boxes of a file."""
     at, end = 0, os.fstat(file).st_size
@@ -184,9 +188,13 @@ def _shifted(box: bytes, by: int, *, wide: bool) -> bytes:
 
 
 def _shifted_offsets(box: bytes, by: int, *, wide: bool) -> bytes:
-    offsets = _numbers("I" if box[4:8] == b"stco" else "Q", box[16:])
-    moved = _numbers("Q" if wide else "I", array.array("Q" if wide else "I", (offset + by for offset in offsets)).tobytes())
-    return _boxed(b"co64" if wide else b"stco", box[8:16] + moved.tobytes())
+    entries, entry_bytes = box[16:], 4 if box[4:8] == b"stco" else 8
+    if wide and entry_bytes < _LARGE.size:
+        entries, entry_bytes = _big_endian(array.array("Q", _numbers("I", entries))), _LARGE.size
+    # As one large number: an index of three hours has a million offsets.
+    ones = int.from_bytes((1).to_bytes(entry_bytes, "big") * (len(entries) // entry_bytes), "big")
+    moved = (int.from_bytes(entries, "big") + by * ones).to_bytes(len(entries), "big")
+    return _boxed(b"co64" if wide else b"stco", box[8:16] + moved)
 
 
 def _boxed(kind: bytes, content: bytes) -> bytes:
