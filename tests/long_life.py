@@ -22,7 +22,7 @@ NODE = "n1"
 @dataclass(slots=True)
 class Life:
     """One session with one speaker, on a database whose history was made before. `pulls`: earlier runs of its capture. `others`:
-    speakers who publish beside this one."""
+    speakers who publish in the same room."""
 
     harness: decider_harness.Harness
     meter: statement_meter.Meter | None = None
