@@ -196,9 +196,12 @@ SEGMENT_NODES = Statement(
     .where(matching(tables.segments, "recording_id"))
     .group_by(_SEGMENTS.recording_id, _SEGMENTS.node)
 )
+# The first recording from this one on whose segments have media. By equality, PostgreSQL would expect a segment of a speaker who
+# had thousands of pulls to have media soon, and would read the whole table for one that has none.
 HAS_SEGMENTS = Statement(
     select(_SEGMENTS.recording_id)
-    .where(matching(tables.segments, "recording_id"), _SEGMENTS.media_ms > literal_column("0"))
+    .where(_SEGMENTS.recording_id >= at("recording_id"), _SEGMENTS.media_ms > literal_column("0"))
+    .order_by(_SEGMENTS.recording_id)
     .limit(literal_column("1"))
 )
 NODE_SEEN = Statement(select(tables.nodes.c.node, tables.nodes.c.seen_ms).where(matching(tables.nodes, "node")))
@@ -216,6 +219,7 @@ EVICTED = Statement(
         _SEGMENTS.registered_ms.between(at("from_ms"), at("until_ms")),
         or_(_SEGMENTS.reason == literal_column("''"), _SEGMENTS.last_packet_ms > at("until_ms")),
     )
+    .order_by(_SEGMENTS.registered_ms)  # along the index: none is found as a rule
     .limit(literal_column("1"))
 )
 

@@ -88,6 +88,16 @@ async def add_pulls(store: stores.Store, key: job_key.RecordingKey, count: int, 
         await _multiply(connection, tables.journal, f"owner = '{key.text}'", {}, 1, count)
 
 
+async def add_single_pulls(store: stores.Store, count: int) -> None:
+    """One pull of each of many other recordings, which has ended."""
+    job = {"owner": f"{_TASK_ID} || '/single/1'", "epoch": "1", "kind": "'capture'", "state": "'ended'", "node": "'n1'"}
+    segment = {"recording_id": job["owner"], "task_id": _TASK_ID, "epoch": "1", "node": "'n1'", "reason": "'eof'"}
+    segment |= dict.fromkeys(("registered_ms", "media_ms", "size_bytes"), "1")
+    async with store.connections.write(limited=False) as connection:
+        await _insert(connection, tables.jobs, job | {"lease_until_ms": "0"}, "n", 1, count)
+        await _insert(connection, tables.segments, segment, "n", 1, count)
+
+
 async def analyze(store: stores.Store) -> None:
     """Let the planner know the sizes, as autovacuum does."""
     async with store.connections.write(limited=False) as connection:

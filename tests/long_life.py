@@ -21,11 +21,14 @@ NODE = "n1"
 
 @dataclass(slots=True)
 class Life:
-    """One session with one speaker, on a database whose history was made before. `pulls`: earlier runs of its capture."""
+    """One session with one speaker, on a database whose history was made before. `pulls`: earlier runs of its capture. `others`:
+    speakers who publish in the same room."""
 
     harness: decider_harness.Harness
     meter: statement_meter.Meter | None = None
     pulls: int = 0
+    others: int = 0
+    room: int = 88
     task_id: str = ""
 
     @property
@@ -39,12 +42,16 @@ class Life:
 
     async def go_on(self) -> None:
         """Live on after the first pull."""
-        await self._flap()
-        await self._speak()
+        await self.speak()
         await self._finish()
         await self._revise()
         await self._sweep()
         await self._look()
+
+    async def speak(self) -> None:
+        """Live on until the room ends: events of this speaker alone."""
+        await self._flap()
+        await self._speak()
 
     async def _measure(self, name: str, call: Awaitable[Value]) -> Value:
         return await (self.meter.measure(name, call) if self.meter is not None else call)
@@ -57,7 +64,7 @@ class Life:
 
     async def _trtc(self, type_: str, **data: Any) -> None:
         user = {} if type_ == "room-destroyed" else {"UserId": data.pop("user", "al")}
-        await self._say(type_, SdkAppId=decider_harness.APP, RoomId=88, EventMs=self.harness.clock(), **user, **data)
+        await self._say(type_, SdkAppId=decider_harness.APP, RoomId=self.room, EventMs=self.harness.clock(), **user, **data)
         self.harness.clock.advance(10)
 
     async def _job(self, type_: str, **data: Any) -> None:
@@ -84,8 +91,10 @@ class Life:
 
     async def begin(self) -> None:
         """Start, and pull. Then the earlier pulls are added, as if there had been so many before this one."""
-        start = decider_harness.START | {"Mode": "02", "Callback": URL}
+        start = decider_harness.START | {"RoomId": self.room, "Mode": "02", "Callback": URL}
         id_ = self.harness.new_id()
+        if self.others:
+            await history.add_users(self.harness.store, self.harness.clock(), self.others, room=str(self.room))
         await self._say("start", id_, KEY, **start)
         await self._say("start", id_, KEY, **start)
         await self._say("start", by=KEY, **start)
@@ -182,7 +191,7 @@ class Life:
     async def _look(self) -> None:
         """The first pages that an operator sees."""
         reading = self.harness.reading
-        in_room = session_view.SessionFilter(sdk_app_id=decider_harness.APP, room="88")
+        in_room = session_view.SessionFilter(sdk_app_id=decider_harness.APP, room=str(self.room))
         await self._measure("sessions", reading.sessions(limit=10))
         await self._measure("open sessions", reading.sessions(session_view.SessionFilter(state="Open"), limit=10))
         await self._measure("stuck sessions", reading.sessions(session_view.SessionFilter(maybe_stuck=True), limit=10))

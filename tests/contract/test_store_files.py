@@ -34,6 +34,17 @@ async def test_segments_are_named_by_epoch(store: stores.Store) -> None:
     ]
 
 
+async def test_media_belongs_to_one_recording(store: stores.Store) -> None:
+    """A recording without media has none, beside recordings before and after it, by id, that have some."""
+    await examples.opened(store, *(examples.recording(speaker=name) for name in ("a", "b", "c")))
+    before, owner, after = (job_key.RecordingKey(examples.TASK, name, 1) for name in ("a", "b", "c"))
+    for each in (before, owner, after):
+        await store.segments.register(each, 1, "n")
+        await store.segments.update(each, 1, {"media_ms": 0 if each == owner else 900})
+    async with transactions.opened(store) as tx:
+        assert [await tx.read("has_segments", each) for each in (before, owner, after)] == [True, False, True]
+
+
 async def test_registering_a_segment_again_loses_nothing(store: stores.Store) -> None:
     """A repeated registration keeps the segment's media."""
     owner = job_key.RecordingKey(examples.TASK, "al", 1)
