@@ -221,7 +221,11 @@ class Settings(pydantic_settings.BaseSettings):
     )
     follow: bool = _setting("FOLLOW", False, "true or false", "Write and upload the file of a recording while it runs.")
     transcodes: int = _setting(
-        "TRANSCODES", 0, "a number from 0", "Transcodes at once on this worker; 0 is one for each CPU that it may use.", ge=0
+        "TRANSCODES",
+        0,
+        "a number from 0",
+        "Transcodes of whole recordings at once on this worker; 0 is one for each CPU that it may use.",
+        ge=0,
     )
     uploads: int = _setting(
         "UPLOADS", 0, "a number from 0", "Uploads at once on this worker; 0 is two for each CPU, and at least 4.", ge=0
