@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import os
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ def encoded(folder: Path, length_s: int = LENGTH_S) -> list[flv.Tag]:
     """The stream: 640×360 at 25 frames and 1.5 Mbit/s with 64 kbit/s of sound, as a phone sends it. FOLDER caches it."""
     path = folder / f"source-{KBITS}-{length_s}.flv"
     if not path.exists():
-        part = path.with_suffix(".part")
+        part = path.with_suffix(f".{os.getpid()}")  # others may encode it at the same time
         noise = "noise=alls=40:allf=t"  # without noise, a test picture does not reach the bit rate
         picture = f"testsrc=size=640x360:rate=25:duration={length_s},{noise},format=yuv420p"
         rate = ["-b:v", f"{KBITS}k", "-minrate", f"{KBITS}k", "-maxrate", f"{KBITS}k", "-bufsize", f"{KBITS}k"]

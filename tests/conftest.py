@@ -16,7 +16,7 @@ import pytest
 import structlog
 
 from store import store as stores
-from tests import decider_harness, engines, machine_probe, order, selection
+from tests import decider_harness, engines, machine_probe, order, selection, waiting
 
 
 def _drop(_logger: object, _name: str, _event: object) -> structlog.types.EventDict:
@@ -125,7 +125,7 @@ async def store(database: engines.Database, clock: engines.Clock) -> AsyncIterat
         # The thread of a connection that was given up while it opened still reports to this loop, which is about to close.
         for thread in set(threading.enumerate()) - before:
             if "_connection_worker_thread" in thread.name:
-                await asyncio.to_thread(thread.join, 1.0)
+                await asyncio.to_thread(thread.join, waiting.limit_s(10.0))
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ class Load:
         for name in self.names:
             room = self.world.simulator.create_room(APP, name)
             for speaker in SPEAKERS:
-                await room.join(speaker)
+                await room.join(speaker, number=scenes.number(speaker))
 
         async def all_recording() -> bool:
             states = [s for task in self.tasks.values() for s in await self.world.service.states(task)]

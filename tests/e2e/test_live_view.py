@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import urllib.parse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ import pytest
 
 from media import flv
 from simulator import barcode, content
-from tests import backends, console_browser, waiting
+from tests import backends, console_browser, service_process, waiting
 from tests.e2e import cluster
 from tests.e2e.conftest import APP, SECRET_ID, SECRET_KEY, World
 
@@ -50,18 +51,13 @@ async def recorded(world: World, room: int, **published: bool) -> str:
     return str(started["TaskId"])
 
 
-def views_of(folder: Path) -> list[int]:
-    """The process ids of the live views' ffmpegs on this machine that `folder`'s service started."""
+def views_of(service: service_process.ServiceProcess) -> list[int]:
+    """The process ids of the live views' ffmpegs that a service started."""
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes()
-            parent = (process / "status").read_text().split("PPid:\t")[1].split("\n")[0]
-            own = str(folder).encode() in (Path("/proc") / parent / "environ").read_bytes()
-        except (OSError, IndexError):
-            continue
-        if b"frag_duration" in words and own:
-            found.append(int(process.name))
+    for child in service_process.children(service.pid):
+        with contextlib.suppress(OSError):
+            if b"frag_duration" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(child)
     return found
 
 
@@ -114,12 +110,12 @@ async def test_a_speaker_is_seen_live_and_the_file_afterwards(world: World) -> N
             return read is not None and (newest - read.frame) % content.LOOP_FRAMES <= BEHIND_S * content.FRAMES_PER_SECOND
 
         await waiting.until(near, 40, "the picture to move on, near the newest one", every_s=0.3)
-        assert len(views_of(service.folder)) == 1
+        assert len(views_of(service)) == 1
         await world.simulator.create_room(APP, 4001).dismiss()
         await service.finished(task_id)
         visitor.expected += ["409", "503"]
         await visitor.until(".player-says", "ended")
-        await waiting.until(lambda: views_of(service.folder) == [], 20, "the ffmpeg of the view to end")
+        await waiting.until(lambda: views_of(service) == [], 20, "the ffmpeg of the view to end")
         await visitor.open(f"/console/sessions/{task_id}")
         visitor.asked.clear()
         await visitor.page.click("a[data-play]")
@@ -175,15 +171,15 @@ async def test_views_are_bounded_and_end_with_their_viewers(world: World) -> Non
         assert (b"soun" in head, b"vide" in head) == (True, False)
         async with asking(service.url, task_id) as another:
             assert (another.status, (await another.json())["Code"]) == (503, "ServiceUnavailable")
-        assert len(views_of(service.folder)) == 1
-    await waiting.until(lambda: views_of(service.folder) == [], 20, "the ffmpeg of the viewer to end")
+        assert len(views_of(service)) == 1
+    await waiting.until(lambda: views_of(service) == [], 20, "the ffmpeg of the viewer to end")
 
     async def killed() -> bool:
         async with asking(service.url, task_id) as answer:
             if answer.status == 503:
                 return False
             await begin(answer)
-            (view,) = views_of(service.folder)
+            (view,) = views_of(service)
             assert niceness(view) == 19
             await service.kill()
             await waiting.until(lambda: not Path(f"/proc/{view}").exists(), 20, "the ffmpeg to die with the service")
@@ -206,7 +202,7 @@ async def test_a_segment_of_another_node_is_seen(world: World) -> None:
                     return False  # a node tells its address with its second heartbeat
                 head = await begin(answer)
                 assert (b"soun" in head, b"vide" in head) == (True, True)
-                assert (len(views_of(nodes.nodes["api"].folder)), views_of(nodes.nodes["worker"].folder)) == (1, [])
+                assert (len(views_of(nodes.nodes["api"])), views_of(nodes.nodes["worker"])) == (1, [])
                 await world.simulator.create_room(APP, 4003).dismiss()
                 while await answer.content.readany():
                     pass
