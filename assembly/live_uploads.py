@@ -1,16 +1,19 @@
 """The live uploads of a node: one for each recording that is followed, while its file grows.
 
 Rules: a live upload never fails a recording, and no capture waits for it. What it has sent is in memory only: after a crash the
-next upload of the same key aborts it. The upload of the finished file resumes from it on this node.
+next upload of the same key aborts it. The upload of the finished file resumes from it on this node. On a bounded spool both are
+otherwise (piece_uploads.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 import structlog
 
+from assembly import piece_uploads
 from machine import errors
 from tencent import cos, cos_target, cos_upload, live_upload
 
@@ -21,9 +24,14 @@ LOOK_EVERY_S = 5.0
 
 @dataclass(slots=True, kw_only=True)
 class _Live:
-    upload: live_upload.LiveUpload
-    target: cos_target.CosTarget
-    connect: live_upload.Connect
+    """`upload` and its `target`, or None for the pieces of a bounded spool."""
+
+    look: Callable[[], Awaitable[None]]
+    give_up: Callable[[], Awaitable[None]]
+    close: Callable[[], Awaitable[None]]
+    parts: Callable[[], int]
+    upload: live_upload.LiveUpload | None = None
+    target: cos_target.CosTarget | None = None
     task: asyncio.Task[None] | None = None
     epoch: int = 0  # of the transcode whose file it is, once that is finished
 
@@ -37,13 +45,29 @@ class LiveUploads:
 
     def begin(self, recording: str, upload: live_upload.LiveUpload, target: cos.CosTarget, connect: live_upload.Connect) -> None:
         """Begin to upload the file of a recording, unless it is uploaded already."""
+        live = _Live(
+            look=lambda: upload.look(connect),
+            give_up=lambda: upload.give_up(connect),
+            close=upload.close,
+            parts=lambda: len(upload.state.parts),
+            upload=upload,
+            target=target,
+        )
+        self._begin(recording, live)
+
+    def begin_pieces(self, recording: str, uploads: piece_uploads.PieceUploads) -> None:
+        """Begin to upload the pieces of a recording, unless they are uploaded already."""
+        parts = uploads.parts
+        self._begin(recording, _Live(look=uploads.look, give_up=uploads.give_up, close=uploads.close, parts=parts))
+
+    def _begin(self, recording: str, live: _Live) -> None:
         if recording not in self._uploads:
-            live = self._uploads[recording] = _Live(upload=upload, target=target, connect=connect)
+            self._uploads[recording] = live
             live.task = asyncio.create_task(self._run(recording, live), name="live-upload")
 
     def sent_parts(self) -> int:
         """How many parts of unfinished files are in COS."""
-        return sum(len(live.upload.state.parts) for live in self._uploads.values())
+        return sum(live.parts() for live in self._uploads.values())
 
     async def pause(self, recording: str) -> None:
         """Read the file no longer: its end is being written."""
@@ -54,14 +78,14 @@ class LiveUploads:
     def finished(self, recording: str, epoch: int, head_bytes: int) -> None:
         """The uploaded file has become that of the transcode `epoch`; its first part is longer by `head_bytes`."""
         live = self._uploads.get(recording)
-        if live is not None:
+        if live is not None and live.upload is not None:
             live.epoch = epoch
             live.upload.state = replace(live.upload.state, head_bytes=head_bytes)
 
     def state(self, recording: str, epoch: int, target: cos.CosTarget) -> cos_upload.UploadState | None:
         """Where the upload of the file of the transcode `epoch` resumes; None if nothing of it was sent."""
         live = self._uploads.get(recording)
-        if live is None or not live.upload.state.upload_id or (live.epoch, live.target) != (epoch, target):
+        if live is None or live.upload is None or not live.upload.state.upload_id or (live.epoch, live.target) != (epoch, target):
             return None
         return live.upload.state
 
@@ -73,7 +97,7 @@ class LiveUploads:
         await _ended(live)
         if abort:
             try:
-                await live.upload.give_up(live.connect)
+                await live.give_up()
             except errors.RecorderError as error:
                 log.warning("upload.parts-left", recording=recording, reason=str(error))
 
@@ -86,7 +110,7 @@ class LiveUploads:
         while True:
             await asyncio.sleep(self._look_every_s)
             try:
-                await live.upload.look(live.connect)
+                await live.look()
             except errors.UploadFailed as error:
                 log.info("upload.live_failed", recording=recording, reason=error.reason, detail=error.detail)
                 if not error.retry:
@@ -101,4 +125,4 @@ async def _ended(live: _Live) -> None:
     if live.task is not None:
         live.task.cancel()
         await asyncio.gather(live.task, return_exceptions=True)
-    await live.upload.close()
+    await live.close()

@@ -31,7 +31,7 @@ from assembly import work as node_work
 from assembly.identity import VERSION, new_id
 from config import settings as settings_module
 from handlers import admission, callback_intake, dispatch, sweeper, unit_of_work
-from machine import database_clock, job_key, model, nodes, supervised_task
+from machine import database_clock, job_key, model, nodes, states, supervised_task
 from media import file_threads, free_space, spool
 from tencent import credentials, trtc_callbacks
 from web import app as web_app
@@ -97,6 +97,8 @@ class Node:
         free = free_space.FreeSpace(folder)
         self._stack.push_async_callback(free.stop)
         await free.measure()
+        if "worker" in self.settings.roles:
+            await work.bound_spool(free)
         space = start_checks.SpoolSpace(self.settings, free)
         workers = admission.Admission(self.store, clock=self._clock, alive_ms=2 * self._policy.lease_ms)
         check_capacity = workers.check if self._distributed else space.check
@@ -217,7 +219,8 @@ class Node:
             deliveries=slots.of(self.settings)["send-callback"],
         )
         self.worker = made
-        space.expected_bytes = lambda: made.expected_bytes(self.settings.capture_reserve_bytes)
+        reserve_bytes = self.settings.capture_reserve_bytes
+        space.expected_bytes = lambda: made.running(states.CAPTURE) * work.bound_bytes or made.expected_bytes(reserve_bytes)
         cleaner = janitor.Janitor(self.store, work, policy=self._policy, clock=self._clock, node=place)
         self._tasks += [made.leases.task, cleaner.task]
         return [made, cleaner]

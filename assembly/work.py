@@ -14,10 +14,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from assembly import live_uploads, slots
+from assembly import live_uploads, piece_uploads, piece_work, slots, spool_policy
 from config import settings as settings_module
 from events import requests
-from machine import capture_progress, database_clock, due_work, errors, job_key, model, pull_users, segments, uploaded_object
+from machine import (
+    capture_progress,
+    database_clock,
+    due_work,
+    errors,
+    job_key,
+    model,
+    pull_users,
+    segments,
+    states,
+    uploaded_object,
+)
 from machine.reasons import Reason
 from media import (
     capture,
@@ -26,6 +37,8 @@ from media import (
     ffmpeg_process,
     file_threads,
     followers,
+    free_space,
+    pieces,
     segment_fetch,
     segment_scan,
     spool,
@@ -40,6 +53,8 @@ USER_SIG_FOR_S = 24 * 3600
 TASK_ID_CHARS = 26
 # A browser asks for more of a file while it plays it.
 FILE_URL_S = 900
+# The share of a recording's space that its file may take while COS is slow. The rest is media that may still move.
+_QUEUED_SHARE = 4
 NO_CREDENTIALS = (
     "The session's credentials were deleted when it no longer needed them, and this node has none of its own that could sign a"
     " link. Set TENCENTCLOUD_SECRET_ID and TENCENTCLOUD_SECRET_KEY, or give the node a role."
@@ -71,6 +86,7 @@ class NodeWork:
         secret = settings.callback_secret.get_secret_value()
         self.followers = followers.Followers(self._ffmpeg, processes=math.ceil(cpu_usage.usable()))
         self.live_uploads = live_uploads.LiveUploads()
+        self.bound_bytes = 0  # of the spool for each recording; 0: it keeps everything
         self._captures = capture_engines.CaptureEngines(settings.capture, ffmpeg=self._ffmpeg, clock=self._clock)
         self.webhook = sender.WebhookSender(secret=secret, allow=settings.callback_allow)
 
@@ -80,9 +96,15 @@ class NodeWork:
         spec = capture.CaptureSpec(
             address=self._address(job), path=self._segment_path(job, epoch), mode=job.recording.mode, make_folder=make_folder
         )
-        if self._settings.follow:
+        if self.bound_bytes:
+            self._follow_bounded(job, epoch, spec.path)
+        elif self._settings.follow:
             self._follow(job, epoch, spec.path)
         return self._captures.make(spec, job.recording.key.text, on_media)
+
+    async def bound_spool(self, free: free_space.FreeSpace) -> None:
+        """Find out what the recordings that begin now may leave on the spool."""
+        self.bound_bytes = await spool_policy.at_start(self._settings, free)
 
     @property
     def ffmpeg(self) -> str:
@@ -108,6 +130,24 @@ class NodeWork:
             return self.uploader.connect(target, await self._chain.resolve(job.secrets.to_json()))
 
         self.live_uploads.begin(value.key.text, self.uploader.live(followed.part), target, connect)
+
+    def _follow_bounded(self, job: due_work.Assignment, epoch: int, segment: Path) -> None:
+        """As `_follow`, in pieces whose bytes are released."""
+        value = job.recording
+        followed = followers.Followed(
+            recording=value.key.text,
+            mode=value.mode,
+            part=segment.with_name(f"{epoch:08d}.p1.{states.EXTENSION[value.mode]}"),
+            earlier=functools.partial(self._spool.segments, value.task_id, value.speaker, value.n),
+            bound_bytes=self.bound_bytes // _QUEUED_SHARE,
+        )
+        self.followers.capturing(followed, segment)
+
+        async def connect(target: cos_target.CosTarget) -> cos_requests.Client:
+            return self.uploader.connect(target, await self._chain.resolve(job.secrets.to_json()))
+
+        places = piece_uploads.Places(folder=segment.parent, target=functools.partial(self._target, job), connect=connect)
+        self.live_uploads.begin_pieces(value.key.text, piece_uploads.PieceUploads(self.uploader, places))
 
     async def _finish_followed(
         self, recording: str, epoch: int, files: Sequence[transcode.SegmentFile], output: Path
@@ -166,26 +206,16 @@ class NodeWork:
         made = await self._finish_followed(value.key.text, epoch, files, output)
         with transcode.storage_errors():
             await file_threads.BULK.run(self._spool.remove_parts, *names, epoch)
+        target = functools.partial(self._target, job)
+        work = piece_work.Job(files=files, mode=value.mode, epoch=epoch, output=output, target=target)
+        if (whole := await piece_work.finish(work, self._transcoder)) is not None:
+            await self.live_uploads.drop(value.key.text, abort=False)
+            return whole
         if made is None:
             async with self._whole:
                 made = await self._transcoder.transcode(files, value.mode, output)
             await self.live_uploads.drop(value.key.text)  # only now: COS may be slow
-        gaps = tuple((round(g.at_s * 1000), round(g.duration_s * 1000)) for g in made.gaps)
-        return model.Output(
-            duration_ms=made.duration_ms,
-            size_bytes=made.size_bytes,
-            crc64=made.crc64 or "",
-            start_ms=made.start_ms,
-            end_ms=made.end_ms,
-            gaps=gaps,
-            anchors=made.anchors,
-            error_ms=made.error_ms,
-            live=made.live,
-            unreadable=made.unreadable,
-            lost_ms=made.lost_ms,
-            lost_segments=made.lost_segments,
-            epoch=epoch,
-        )
+        return made.stored(epoch)
 
     async def upload(
         self, job: due_work.Assignment, state: dict[str, Any] | None, save: work_ports.SaveState
@@ -195,16 +225,17 @@ class NodeWork:
         epoch = value.output.epoch if value.output else 0
         path = self._spool.output_path(value.task_id, value.speaker, value.n, value.mode, epoch, make=False)
         known = cos_upload.UploadState.from_json(json.dumps(state)) if state else None
-        verified = None
-        if value.output is not None and value.output.crc64:
-            verified = file_parts.VerifiedFile(size_bytes=value.output.size_bytes, crc64=value.output.crc64)
+        verified = _verified(value.output)
 
         async def keep(reached: cos_upload.UploadState) -> None:
             await save(json.loads(reached.to_json()))
 
         try:
-            target, keys = self._target(job), await self._chain.resolve(job.secrets.to_json())
+            keys = await self._chain.resolve(job.secrets.to_json())
+            await self._upload_earlier(job, path.parent, keys)
+            target = self._target(job, _number(value))
             known = known or self.live_uploads.state(value.key.text, epoch, target)
+            known = known or await file_threads.BULK.run(piece_uploads.load, piece_work.upload_path(path), target)
             done = await self.uploader.upload(path, target, keys, state=known, save=keep, verified=verified)
             await self.live_uploads.drop(value.key.text, abort=False)
             return done
@@ -217,13 +248,26 @@ class NodeWork:
                 raise errors.UploadFailed(lost, reason=Reason.SPOOL_LOST, retry=True) from error
             raise
 
+    async def _upload_earlier(self, job: due_work.Assignment, folder: Path, keys: credentials.Credentials) -> None:
+        """Complete the objects of the recording's earlier files."""
+        earlier = job.recording.output.earlier if job.recording.output else ()
+        for piece in (await file_threads.BULK.run(pieces.of, folder))[: len(earlier)]:
+            target = self._target(job, piece.number)
+
+            async def keep(reached: cos_upload.UploadState, piece: pieces.Piece = piece) -> None:
+                await file_threads.BULK.run(piece_uploads.save, piece.upload_path, self._target(job, piece.number), reached)
+
+            known = await file_threads.BULK.run(piece_uploads.load, piece.upload_path, target)
+            verified = _verified(piece.output)
+            await self.uploader.upload(piece.path, target, keys, state=known, save=keep, verified=verified)
+
     async def file_url(self, job: due_work.Assignment) -> str:
         """A URL by which a browser plays the uploaded file for FILE_URL_S. Raises Refused without credentials for it."""
         try:
             keys = await self._chain.resolve(job.secrets.to_json())
         except credentials.NoCredentials as error:
             raise errors.Refused(NO_CREDENTIALS) from error
-        return cos_requests.presigned(self._target(job), keys, FILE_URL_S)
+        return cos_requests.presigned(self._target(job, _number(job.recording)), keys, FILE_URL_S)
 
     def file_origin(self, request: requests.StartRequest) -> str:
         """The origin of these URLs."""
@@ -290,8 +334,8 @@ class NodeWork:
             return None
         return path, found.st_mtime_ns // 1_000_000
 
-    def _target(self, job: due_work.Assignment) -> cos_target.CosTarget:
-        return _object(job.session.request, job.recording, self._settings.cos_server)
+    def _target(self, job: due_work.Assignment, number: int = 1) -> cos_target.CosTarget:
+        return _object(job.session.request, job.recording, self._settings.cos_server, number)
 
     def _address(self, job: due_work.Assignment) -> str:
         request, room = job.session.request, job.session.request.room
@@ -314,7 +358,18 @@ class NodeWork:
 
 def object_url(request: requests.StartRequest, recording: model.Recording) -> str:
     """The address of a recording's object."""
-    return cos_target.url(_object(request, recording))
+    return cos_target.url(_object(request, recording, number=_number(recording)))
+
+
+def _number(recording: model.Recording) -> int:
+    """The number of a recording's last file among its files."""
+    return len(recording.output.earlier) + 1 if recording.output else 1
+
+
+def _verified(output: model.Output | None) -> file_parts.VerifiedFile | None:
+    if output is None or not output.crc64:
+        return None
+    return file_parts.VerifiedFile(size_bytes=output.size_bytes, crc64=output.crc64)
 
 
 def manifest_url(request: requests.StartRequest, task_id: str) -> str:
@@ -323,10 +378,13 @@ def manifest_url(request: requests.StartRequest, task_id: str) -> str:
 
 
 def _object(
-    request: requests.StartRequest, recording: model.Recording, endpoint: tuple[str, str, int] | None = None
+    request: requests.StartRequest,
+    recording: model.Recording,
+    endpoint: tuple[str, str, int] | None = None,
+    number: int = 1,
 ) -> cos_target.CosTarget:
-    key = cos_target.object_key(request.path, recording.task_id, recording.speaker, recording.object_number, recording.mode)
-    return _in_bucket(request, key, endpoint)
+    names = (recording.task_id, recording.speaker, recording.object_number, recording.mode)
+    return _in_bucket(request, cos_target.object_key(request.path, *names, number), endpoint)
 
 
 def _in_bucket(request: requests.StartRequest, key: str, endpoint: tuple[str, str, int] | None = None) -> cos_target.CosTarget:

@@ -5,8 +5,9 @@
 Rule: both ways take turns with the same stream and the same COS, which takes 50 MB/s. The time begins with the last byte of the
 segment and ends with the verified object; decisions and messages are not in it. A recording is fed faster than real time. Its
 last seconds come when the follower and its upload have nothing left to do, as in real time. `cpu_ms` is the CPU of the follower
-and its ffmpeg per second of media, while the recording runs. With `--compare` the files of both ways are also decoded and
-compared, and the followed one is played (`bench/whole_file.py`).
+and its ffmpeg per second of media, while the recording runs. `peak_mb` is the most that the recording took of the disk. On a
+bounded spool (`--ways bounded`) the media comes only as fast as it is joined and sent, as a live stream does. With `--compare`
+the files of both ways are also decoded and compared, and the followed one is played (`bench/whole_file.py`).
 """
 
 from __future__ import annotations
@@ -26,22 +27,27 @@ from typing import Any
 
 import structlog
 
+from assembly import live_uploads
 from assembly import work as node_work
 from bench import cos_sink, noise, processes, source, whole_file
 from config import settings
 from machine import due_work, segments
-from media import arrival_index, flv, spool
+from media import arrival_index, bounded_file, flv, followers, following, free_space, holes, pieces, spool
 from tencent import credentials
 from tests import examples
 
 MINUTES = (1, 10, 60, 180)
 MODES = {"02": "MP4", "00": "MP3"}
-WAYS = ("following", "afterwards")
+WAYS = ("following", "afterwards", "bounded")
 RESULTS = Path(__file__).parent / "results" / "finish.json"
-NAMES = ("transcode_s", "upload_s", "total_s", "cpu_ms", "mb")
+NAMES = ("transcode_s", "upload_s", "total_s", "cpu_ms", "mb", "peak_mb")
 BEGAN_MS = 1_790_000_000_000
 FED_MS, LAST_MS = 30_000, 5_000
+# A live stream brings so much between two looks, and what came before a place that may still move is joined.
+_BOUNDED_FED_MS, _UNJOINED_MS, _STEP_S = 5_000, following.LAG_MS + 20_000, 5.0
 # Each longer than a look of the follower or of its upload.
+_QUICK_LOOK_S = 0.2
+_UNSENT_BYTES = bounded_file.KEPT_BYTES + (3 << 20)
 _LOOK_S, _IDLE_LOOKS, _IDLE_CPU, _CAUGHT_UP_S = 6.0, 2, 0.05, 1_800.0
 TASK = "0" * 26
 
@@ -51,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, nargs="+", default=list(MINUTES))
     parser.add_argument("--modes", choices=MODES, nargs="+", default=list(MODES))
-    parser.add_argument("--ways", choices=WAYS, nargs="+", default=list(WAYS))
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=list(WAYS[:2]))
     parser.add_argument("--folder", type=Path, default=Path("var"))
     parser.add_argument("--compare", action="store_true", help="compare the files of both ways, and play one")
     parser.add_argument("--write", action="store_true", help="write bench/results/finish.json")
@@ -111,11 +117,18 @@ async def measure(
 ) -> dict[str, Any]:
     """One row. The finished file is moved to `kept`."""
     environ = {"HOME": str(folder), "FOLLOW": str(way == "following"), "COS_ENDPOINT": f"http://127.0.0.1:{port}"}
+    environ["SPOOL_POLICY"] = "bounded" if way == "bounded" else "keep"
     place = spool.Spool(folder / "spool")
     place.start()
     chain = credentials.CredentialChain({}, clock=lambda: 0, home=folder, system_profile=folder / "none")
     work = node_work.NodeWork(settings.load(environ), place, chain)
     work.followers.after_s = 0
+    if way == "bounded":
+        work.followers = followers.Followers(work.ffmpeg, after_s=0, look_every_s=_QUICK_LOOK_S)
+        work.live_uploads = live_uploads.LiveUploads(look_every_s=_QUICK_LOOK_S)
+        space = free_space.FreeSpace(place)
+        await space.measure()
+        await work.bound_spool(space)
     await work.uploader.start()
     try:
         row = {"minutes": minutes, "file": MODES[mode], "way": way} | await _record(work, place, tags, minutes, mode)
@@ -137,9 +150,10 @@ async def _record(
     segment = place.segment_path(TASK, "al", 1, 1)
     work.capture(job, 1, lambda _: None)
     ends_ms = round(minutes * 60_000)
-    written = write(segment, tags, ends_ms, BEGAN_MS)
+    disk = asyncio.create_task(_peak_mb(place.root))
+    written = write(segment, tags, ends_ms, BEGAN_MS, _BOUNDED_FED_MS if work.bound_bytes else FED_MS)
     for at_ms in written:
-        await asyncio.sleep(0.01)
+        await (_joined(segment.parent, at_ms) if work.bound_bytes else asyncio.sleep(0.01))
         if at_ms >= ends_ms - LAST_MS:
             break
     pids = work.followers.pids()
@@ -157,8 +171,44 @@ async def _record(
     made_s = time.monotonic()
     await work.upload(replace(job, recording=replace(recording, output=made)), None, _unsaved)
     done_s = time.monotonic()
-    figures = (made_s - begun_s, done_s - made_s, done_s - begun_s, cpu_s * 1000 / (ends_ms / 1000), made.size_bytes / 1e6)
+    disk.cancel()
+    (peak_mb,) = await asyncio.gather(disk)
+    cpu_ms = cpu_s * 1000 / (ends_ms / 1000)
+    figures = (made_s - begun_s, done_s - made_s, done_s - begun_s, cpu_ms, made.size_bytes / 1e6, peak_mb)
     return {name: round(value, 2) for name, value in zip(NAMES, figures, strict=True)}
+
+
+async def _peak_mb(folder: Path) -> float:
+    """The most that the files of a folder took of the disk, until it is cancelled; a file with two names counts once."""
+    most_bytes = 0
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            most_bytes = max(most_bytes, _used_bytes(folder))
+            await asyncio.sleep(_QUICK_LOOK_S / 4)
+    return most_bytes / 1e6
+
+
+def _used_bytes(folder: Path) -> int:
+    found = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            found[path.stat().st_ino] = holes.used_bytes(path)
+    return sum(found.values())
+
+
+async def _joined(folder: Path, at_ms: int) -> None:
+    """Wait until the media is joined that a live stream would have joined by this position, and its parts are sent."""
+    until_s = time.monotonic() + _STEP_S
+    while time.monotonic() < until_s and at_ms > _UNJOINED_MS:
+        known = pieces.of(folder)
+        begin = known[-1].begin if known else None
+        if (
+            begin is not None
+            and begin.live_ms - BEGAN_MS > at_ms - _UNJOINED_MS
+            and holes.used_bytes(known[-1].path) < _UNSENT_BYTES
+        ):
+            return
+        await asyncio.sleep(_QUICK_LOOK_S / 4)
 
 
 async def _unsaved(_: dict[str, Any]) -> None:
@@ -175,7 +225,7 @@ async def _caught_up(pids: list[int], work: node_work.NodeWork) -> None:
         before = now
 
 
-def write(path: Path, tags: list[flv.Tag], ends_ms: int, began_ms: int) -> Iterator[int]:
+def write(path: Path, tags: list[flv.Tag], ends_ms: int, began_ms: int, fed_ms: int = FED_MS) -> Iterator[int]:
     """Write a segment of the repeated stream that began at `began_ms` (Unix ms), each packet arriving at its time; yields how far
     it has come."""
     sent_ms = 0
@@ -183,7 +233,7 @@ def write(path: Path, tags: list[flv.Tag], ends_ms: int, began_ms: int) -> Itera
         file.write(flv.header(audio=True, video=True))
         index.write(arrival_index.header(began_ms))
         for at_ms, tag in source.repeated(tags, ends_ms):
-            step_ms = FED_MS if at_ms < ends_ms - LAST_MS - FED_MS else LAST_MS
+            step_ms = fed_ms if at_ms < ends_ms - LAST_MS - fed_ms else LAST_MS
             if at_ms - sent_ms >= step_ms:
                 file.flush()
                 index.flush()

@@ -178,6 +178,21 @@ def check_space(case: Case) -> Finding:
     return ok(found)
 
 
+def check_spool_policy(case: Case) -> Finding:
+    """The file system of the spool allows what SPOOL_POLICY asks for."""
+    from assembly import spool_policy
+
+    folder = case.settings.spool
+    if not folder.exists() or doctor_probes.folder_fault(folder):
+        return ok("not known before the spool can be written")
+    found = spool_policy.of(case.settings, folder, doctor_probes.total_bytes(folder))
+    if not found.wanted:
+        return ok("it keeps everything until a recording is Done")
+    if not found.bound_bytes:
+        return warn(spool_policy.NOT_BOUNDED, "A long recording can fill it.", "Set SPOOL_DIR to ext4, XFS, btrfs or tmpfs")
+    return ok(f"at most {doctor_probes.size(found.bound_bytes)} for a recording")
+
+
 def check_lock(case: Case) -> Finding:
     """The locks of the spool and of SQLite's file are free, or held by the service that answers."""
     shared = case.settings.spool_shared and case.distributed
@@ -317,6 +332,7 @@ CHECKS: dict[str, Callable[[Case], Finding]] = {
     "setpriv": check_setpriv,
     "spool": check_spool,
     "spool-space": check_space,
+    "spool-policy": check_spool_policy,
     "spool-lock": check_lock,
     "open-files": check_open_files,
     "processes": check_processes,

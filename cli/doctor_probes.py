@@ -88,6 +88,11 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
 
+def total_bytes(folder: Path) -> int:
+    """The size of the file system of a folder in bytes."""
+    return shutil.disk_usage(folder).total
+
+
 def most_files() -> int:
     """The number of files that a service begun from here may open: it raises its soft limit to the hard one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

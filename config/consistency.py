@@ -48,6 +48,8 @@ def found(settings: settings_module.Settings) -> Iterator[tuple[str, str]]:
     elif settings.cfs_path and settings.database_file.resolve().is_relative_to(settings.cfs_path.resolve()):
         name = "DATABASE_URL" if url else "DATA_DIR"
         yield name, ON_CFS_PATH
+    if settings.spool_policy == "bounded" and (distributed or settings.capture != "native"):
+        yield "SPOOL_POLICY", "must be keep or auto with AMQP_URL or CAPTURE=ffmpeg"
     if set(settings.trtc_callback_forward) - set(settings.trtc_callback_keys):
         yield "TRTC_CALLBACK_FORWARD", "must name only applications that have a key in TRTC_CALLBACK_KEYS"
     if not _is_signing_secret(settings.callback_secret.get_secret_value()):

@@ -293,6 +293,22 @@ class Settings(pydantic_settings.BaseSettings):
         "Expected further need of each running capture. A start is refused if MIN_FREE plus these reserves do not fit.",
         shown="256MiB",
     )
+    spool_policy: Literal["keep", "bounded", "auto"] = _setting(
+        "SPOOL_POLICY",
+        "auto",
+        "keep, bounded or auto",
+        "What stays on the spool while a recording runs. keep: everything. bounded: what COS has not confirmed, and the last"
+        " minutes; the file is written and uploaded meanwhile, as with FOLLOW. auto: bounded if the spool's file system is"
+        " smaller than 2 GiB. Only without AMQP_URL and with CAPTURE=native.",
+    )
+    spool_per_recording_bytes: Annotated[int, fields.read(parsers.size_bytes)] = _setting(
+        "SPOOL_PER_RECORDING",
+        64 * 2**20,
+        "a size such as 64MiB, at least 32MiB",
+        "Space that a running recording takes on a bounded spool, if its stream has at most 1.5 Mbit/s and COS keeps up.",
+        ge=32 * 2**20,
+        shown="64MiB",
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], fields.read(str.lower)] = _setting(
         "LOG_LEVEL", "info", "debug, info, warning or error", "Lowest level that is logged."
     )

@@ -52,6 +52,9 @@ def of(recording: model.Recording) -> Coverage:
         return Coverage()
     live = list(output.live)
     known = recording.published.known(live)
+    if output.window is not None:
+        begin_ms, end_ms = output.window
+        known = [(max(a, begin_ms), min(b, end_ms)) for a, b in known if a < end_ms and b > begin_ms]
     missing = _missing(known, live)
     missing_ms = max(published.total_ms(missing), output.lost_ms)
     most_ms = max(MOST_MISSING_MS, published.total_ms(known) * MOST_MISSING_SHARE)

@@ -1,11 +1,13 @@
-"""Delivered files: what a replay leaves as it is.
+"""Delivered files: what a replay leaves as it is, and the earlier files of a recording that needed several.
 
 Rule: the object of a delivered file keeps its content, and its entry stays in the result. Pure.
 """
 
 from __future__ import annotations
 
-from machine import model
+from dataclasses import replace
+
+from machine import coverage, model, states
 
 
 def kept(recording: model.Recording) -> tuple[model.DeliveredFile, ...]:
@@ -30,3 +32,14 @@ def object_n(recording: model.Recording, output: model.Output | None) -> int:
         if same and file.output.crc64:
             return file.n
     return recording.object_n
+
+
+def with_earlier(recording: model.Recording, output: model.Output) -> tuple[model.DeliveredFile, ...]:
+    """The delivered files, and those before this output, each with a judgement of its own."""
+    known, found = {file.url for file in recording.delivered}, list(recording.delivered)
+    for file in output.earlier:
+        if file.url not in known:
+            judged = coverage.of(model.changed(recording, output=file.output))
+            code, detail = (states.PARTIAL, judged.cause) if judged.partial else (states.SUCCESS, "")
+            found.append(replace(file, code=code, detail=detail))
+    return tuple(found)

@@ -129,6 +129,8 @@ class Output:
     lost_ms: int = 0  # media that was captured and that damaged or deleted segments no longer have
     lost_segments: int = 0  # these segments
     remade: int = 0  # how often the transcode was repeated because the file was damaged or gone
+    window: tuple[int, int] | None = None  # the time (Unix ms) of which the file tells what is missing; None: all
+    earlier: tuple[DeliveredFile, ...] = ()  # files with what came before: a bounded spool could not continue them
 
     @property
     def whole(self) -> bool:
@@ -155,6 +157,8 @@ class Output:
             "LostMs": self.lost_ms,
             "LostSegments": self.lost_segments,
             "Remade": self.remade,
+            "Window": list(self.window) if self.window else None,
+            "Earlier": [file.to_json() for file in self.earlier],
         }
 
     @staticmethod
@@ -177,14 +181,17 @@ class Output:
             lost_ms=body.get("LostMs", 0),
             lost_segments=body.get("LostSegments", 0),
             remade=body.get("Remade", 0),
+            window=(window[0], window[1]) if (window := body.get("Window")) else None,
+            earlier=tuple(DeliveredFile.from_json(file) for file in body.get("Earlier", ())),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveredFile:
-    """A file that was delivered before a replay began. Neither its object nor its entry in the result changes any more."""
+    """A file that was delivered before a replay began, or beside the recording's last one. Neither its object nor its entry in
+    the result changes any more."""
 
-    n: int  # the number in its object key
+    n: int  # the number in its object key; 0: it is `earlier` than the recording's last file
     url: str  # the address of its object
     code: str  # the result's Code
     detail: str  # the result's Detail

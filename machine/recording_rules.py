@@ -177,6 +177,7 @@ class RecordingRules(recording_guards.RecordingGuards):
         if isinstance(self.outcome, internal_events.UploadFinished):
             stored, output = self.outcome, self.recording.output
             if output is not None:
+                self._set(delivered=delivered_files.with_earlier(self.recording, output))
                 output = replace(output, size_bytes=stored.size_bytes, crc64=stored.crc64)
             self._set(output=output, url=stored.url)
         found = coverage.of(self.recording)

@@ -50,6 +50,11 @@ def path_of(segment: Path) -> Path:
     return segment.with_name(segment.name + segments.ARRIVALS_SUFFIX)
 
 
+def offset_of(record: int) -> int:
+    """Where the record with this number is in an index."""
+    return _HEADER.size + record * RECORD_BYTES
+
+
 def header(base_ms: int) -> bytes:
     """The first bytes of an index."""
     return _HEADER.pack(_MAGIC, VERSION, base_ms)
@@ -67,11 +72,13 @@ class ArrivalReader:
     record ends the index, because the offsets behind it are unknown.
     """
 
-    def __init__(self, segment: Path) -> None:
-        """Open the index of `segment`. Raises OSError; FileNotFoundError if the capture wrote none."""
+    def __init__(self, segment: Path, record: int = 0, offset: int = flv.FIRST_TAG_BYTES) -> None:
+        """Open the index of `segment`, at the record with this number, whose tag begins at `offset`. Raises OSError;
+        FileNotFoundError if the capture wrote none."""
         self._file = os.open(path_of(segment), os.O_RDONLY | os.O_CLOEXEC)
         self._position = 0
-        self._offset = flv.FIRST_TAG_BYTES
+        self._first = offset_of(record)
+        self._offset = offset
         self.base_ms: int | None = None
         self.damaged = False
 
@@ -107,7 +114,7 @@ class ArrivalReader:
         if (magic, version) != (_MAGIC, VERSION):
             self.damaged = True
             return False
-        self.base_ms, self._position = base_ms, _HEADER.size
+        self.base_ms, self._position = base_ms, self._first
         return True
 
 
@@ -127,7 +134,8 @@ def read(segment: Path) -> Iterator[Arrival]:
 
 def small_tags(segment: Path, kind: int, before: int) -> Iterator[int]:
     """The offsets of the tags of one kind that have at most SMALL_BYTES and begin before an offset, the newest first. Sequence
-    headers are among them. None without an index. A day's index is searched in a fraction of a second. Raises OSError."""
+    headers are among them. None without an index, or where a bounded spool has released its beginning. A day's index is searched
+    in a fraction of a second. Raises OSError."""
     try:
         data = path_of(segment).read_bytes()
     except FileNotFoundError:
@@ -139,6 +147,8 @@ def small_tags(segment: Path, kind: int, before: int) -> Iterator[int]:
     if sys.byteorder == "little":
         words.byteswap()
     sizes, kinds = words[1::2], records[4::RECORD_BYTES]
+    if 0 in kinds:  # released: the offsets are not known
+        return
     found = [at.start() // RECORD_BYTES for at in re.finditer(bytes((kind, 0, 0)), records) if at.start() % RECORD_BYTES == 4]
     offset, end = flv.FIRST_TAG_BYTES + _span(sizes, kinds), len(kinds)
     for number in reversed(found):

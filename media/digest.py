@@ -20,16 +20,18 @@ _READ_BYTES = 1 << 20
 class GrowingDigest:
     """The digest of one file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, changing_bytes: int = _CHANGING_BYTES) -> None:
+        """`changing_bytes`: the first ones, which change at the end."""
         self._path = path
-        self._at = _CHANGING_BYTES
-        self._crc = 0
+        self._changing_bytes = self._at = changing_bytes
+        self.crc = 0
 
-    def look(self) -> None:
-        """Read the bytes since the last look, and flush the file to disk (blocking). Raises OSError."""
+    def look(self, until: int | None = None) -> None:
+        """Read the bytes since the last look, up to an offset if it is given, and flush the file to disk (blocking). Raises
+        OSError."""
         if self._path.exists():
             with self._path.open("rb") as file:
-                self._read(file.fileno(), 0)
+                self._read(file.fileno(), 0, until)
                 os.fsync(file.fileno())
 
     def settle(self, moved_bytes: int) -> tuple[int, str]:
@@ -38,12 +40,16 @@ class GrowingDigest:
         with self._path.open("rb") as file:
             self._read(file.fileno(), moved_bytes)
             os.fsync(file.fileno())
-            first = os.pread(file.fileno(), _CHANGING_BYTES + moved_bytes, 0)
+            first = os.pread(file.fileno(), self._changing_bytes + moved_bytes, 0)
         crc = int(fastcrc.crc64.xz(first))
-        behind_bytes = self._at - _CHANGING_BYTES
-        return len(first) + behind_bytes, str(crc64.combined(crc, self._crc, behind_bytes))
+        behind_bytes = self._at - self._changing_bytes
+        return len(first) + behind_bytes, str(crc64.combined(crc, self.crc, behind_bytes))
 
-    def _read(self, file: int, moved_bytes: int) -> None:
-        while piece := os.pread(file, _READ_BYTES, self._at + moved_bytes):
-            self._crc = int(fastcrc.crc64.xz(piece, self._crc))
+    def _read(self, file: int, moved_bytes: int, until: int | None = None) -> None:
+        while True:
+            size_bytes = _READ_BYTES if until is None else min(_READ_BYTES, until - self._at)
+            piece = os.pread(file, size_bytes, self._at + moved_bytes)
+            if not piece:
+                return
+            self.crc = int(fastcrc.crc64.xz(piece, self.crc))
             self._at += len(piece)

@@ -123,12 +123,14 @@ class TagReader:
     `damaged`: the bytes that follow are not FLV, and no whole tag was found behind them yet.
     """
 
-    def __init__(self, path: Path, begin_bytes: int = 0) -> None:
-        """Open `path`. `begin_bytes` may be inside a tag: the reader looks for the next whole one. Raises OSError."""
+    def __init__(self, path: Path, begin_bytes: int = 0, *, whole: bool = False) -> None:
+        """Open `path`. `begin_bytes` may be inside a tag, unless it is `whole`: the reader looks for the next whole one. Raises
+        OSError."""
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._rest = b""
         self._skipped = False
-        self._started = self.damaged = begin_bytes > 0
+        self._started = begin_bytes > 0
+        self.damaged = self._started and not whole
         self.position_bytes = begin_bytes
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from machine import errors
-from media import following, joiner
+from media import file_threads, following, joiner, pieces
 
 LENGTH = struct.Struct(">I")
 NICENESS = 5
@@ -33,12 +33,15 @@ _LOOKS, _LATER_S = 4, 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begin:
-    """Follow a recording: under which number it is meant, and where to write."""
+    """Follow a recording: under which number it is meant, and where to write. `bound_bytes`: the file is the next piece in the
+    folder of `part`, and so much of it may wait for COS; 0: the spool keeps everything."""
 
     number: int
     ffmpeg: str
     mode: str
     part: Path
+    bound_bytes: int = 0
+    look_every_s: float = LOOK_EVERY_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +132,9 @@ async def _follow(begin: Begin, told: asyncio.Queue[Any], looks: asyncio.Semapho
     recording = following.Following(begin.ffmpeg, begin.mode, begin.part)
     finished, why = None, ""
     try:
-        finished = await _finished(recording, told, looks)
+        if begin.bound_bytes:
+            recording = await file_threads.BULK.run(_rest, begin)
+        finished = await _finished(recording, told, looks, begin)
     except following.GaveUp as error:
         why = str(error)
     except errors.TranscodeFailed as error:
@@ -143,13 +148,25 @@ async def _follow(begin: Begin, told: asyncio.Queue[Any], looks: asyncio.Semapho
     answer(Answer(number=begin.number, finished=finished, why=why))
 
 
+def _rest(begin: Begin) -> following.Following:
+    """Follows what is in no piece yet (blocking). Raises GaveUp, OSError, ValueError and KeyError."""
+    known = pieces.settled(begin.part.parent)
+    if known and known[-1].begin is None:
+        raise following.GaveUp("its file is whole already")
+    path = pieces.next_path(begin.part, known)
+    from_ = known[-1].begin if known else None
+    return following.Following(begin.ffmpeg, begin.mode, path, bound_bytes=begin.bound_bytes, begin=from_)
+
+
 async def _finished(
-    recording: following.Following, told: asyncio.Queue[Any], looks: asyncio.Semaphore
+    recording: following.Following, told: asyncio.Queue[Any], looks: asyncio.Semaphore, begin: Begin
 ) -> following.Finished | None:
-    """Look at the recording every few seconds until it ends; None if nobody wants its file any more."""
+    """Look at the recording every few seconds until it ends; None if nobody wants its file any more. A piece waits for ever: what
+    it releases cannot be made again."""
+    idle_s = float("inf") if begin.bound_bytes else IDLE_S
     grown_s = time.monotonic()
-    look_s = grown_s + random.uniform(0, LOOK_EVERY_S)  # noqa: S311 - no secret: recordings that begin together do not stay so
-    while time.monotonic() - grown_s < IDLE_S:
+    look_s = grown_s + random.uniform(0, begin.look_every_s)  # noqa: S311 - no secret: recordings that begin together do not stay so
+    while time.monotonic() - grown_s < idle_s:
         try:
             async with asyncio.timeout(max(0.0, look_s - time.monotonic())):
                 message = await told.get()
@@ -159,7 +176,7 @@ async def _finished(
                 continue
             async with looks:
                 grown = await recording.look()
-            look_s = time.monotonic() + LOOK_EVERY_S
+            look_s = time.monotonic() + begin.look_every_s
             if grown:
                 grown_s = look_s
             continue

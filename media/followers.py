@@ -27,25 +27,36 @@ _FINISH_S = 60.0
 _FINISH_BYTES_PER_S = 5_000_000
 _MODULE = "media.follower_process"
 _NUMBERS = itertools.count(1)
+# On a bounded spool: how often a recording's follower begins, and the pause before the second time.
+_MOST_RUNS, _AGAIN_S = 12, 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Followed:
     """A recording to follow: `mode` "00", "01" or "02", the unfinished file `part`, and `earlier`, which lists the segments that
-    it has on this spool already (blocking)."""
+    it has on this spool already (blocking). `bound_bytes`: see follower_process.Begin."""
 
     recording: str
     mode: str
     part: Path
     earlier: Callable[[], list[Path]]
+    bound_bytes: int = 0
 
 
 class Followers:
     """All followers of a node. `stop` is safe to call twice."""
 
-    def __init__(self, ffmpeg: str, *, processes: int = 1, after_s: float = AFTER_S) -> None:
+    def __init__(
+        self,
+        ffmpeg: str,
+        *,
+        processes: int = 1,
+        after_s: float = AFTER_S,
+        look_every_s: float = follower_process.LOOK_EVERY_S,
+    ) -> None:
         """A recording is followed when it has lasted `after_s`, by one of so many processes."""
         self._ffmpeg = ffmpeg
+        self._look_every_s = look_every_s
         self.after_s = after_s
         self._processes = [_Process() for _ in range(processes)]
         self._followers: dict[str, _Follower] = {}
@@ -54,7 +65,8 @@ class Followers:
         """A capture of the recording begins to write this segment."""
         found = self._followers.get(followed.recording)
         if found is None:
-            found = self._followers[followed.recording] = _Follower(self._ffmpeg, followed, self.after_s, self._processes)
+            found = _Follower(self._ffmpeg, followed, self.after_s, self._processes, self._look_every_s)
+            self._followers[followed.recording] = found
             found.start()
         found.add(segment)
 
@@ -164,8 +176,12 @@ class _Process:
 class _Follower:
     """One recording, followed after a while by the process that follows the fewest."""
 
-    def __init__(self, ffmpeg: str, followed: Followed, after_s: float, processes: Sequence[_Process]) -> None:
+    def __init__(
+        self, ffmpeg: str, followed: Followed, after_s: float, processes: Sequence[_Process], look_every_s: float
+    ) -> None:
         self._ffmpeg = ffmpeg
+        self._look_every_s = look_every_s
+        self._wanted = True
         self._followed = followed
         self._after_s = after_s
         self._processes = processes
@@ -186,6 +202,7 @@ class _Follower:
     async def finish(self, segments: Sequence[joiner.SegmentFile], output: Path) -> following.Finished | None:
         if self._answer is None or self._answer.done():
             return None
+        self._wanted = False
         size_bytes = await file_threads.BULK.run(transcode.size_in_all, segments)
         message = follower_process.Finish(number=self._number, segments=segments, output=output)
         answer = await self._answered(message, _FINISH_S + size_bytes / _FINISH_BYTES_PER_S)
@@ -195,7 +212,8 @@ class _Follower:
         return finished
 
     async def stop(self) -> None:
-        if self._answer is None and self._task is not None:
+        self._wanted = False
+        if self._task is not None and (self._answer is None or (self._followed.bound_bytes and self._answer.done())):
             self._task.cancel()
         elif self._answer is not None and not self._answer.done():
             await self._answered(follower_process.Drop(number=self._number), _FINISH_S)
@@ -215,11 +233,30 @@ class _Follower:
         return await self._answer
 
     async def _run(self) -> None:
-        """Let a process follow the recording, wait for the answer, and remove what a process that died has left."""
+        """Follow after a while. On a bounded spool the file cannot be made afterwards: a follower that ends has a successor,
+        which writes the next piece."""
         await asyncio.sleep(supervised_task.jittered_s(self._after_s))
-        part = self._followed.part
+        await self._once()
+        runs = 1
+        while self._followed.bound_bytes and self._wanted and runs <= _MOST_RUNS:
+            await asyncio.sleep(supervised_task.jittered_s(_AGAIN_S * runs))
+            runs += 1
+            if self._wanted:
+                self._number = next(_NUMBERS)
+                await self._once()
+
+    async def _once(self) -> None:
+        """Let a process follow the recording, wait for the answer, and remove what a process that died has left."""
+        part, bound_bytes = self._followed.part, self._followed.bound_bytes
         self._process = process = min(self._processes, key=lambda each: len(each.answers))
-        begin = follower_process.Begin(number=self._number, ffmpeg=self._ffmpeg, mode=self._followed.mode, part=part)
+        begin = follower_process.Begin(
+            number=self._number,
+            ffmpeg=self._ffmpeg,
+            mode=self._followed.mode,
+            part=part,
+            bound_bytes=bound_bytes,
+            look_every_s=self._look_every_s,
+        )
         try:
             earlier = await file_threads.BULK.run(self._followed.earlier)
             self._answer = await process.begin(begin)
@@ -231,5 +268,7 @@ class _Follower:
         answer = await self._answer
         if answer is not None and answer.why:
             log.info("follower.gave_up", recording=self._followed.recording, why=answer.why)
+        if bound_bytes:
+            return
         with contextlib.suppress(OSError):
             await file_threads.BULK.run_within(file_threads.ANSWER_S, lambda: part.unlink(missing_ok=True))

@@ -14,7 +14,6 @@ It runs in a process without captures (follower_process.py), because it blocks t
 from __future__ import annotations
 
 import asyncio
-import bisect
 import collections
 import copy
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -23,15 +22,18 @@ from pathlib import Path
 
 from media import (
     agreement,
+    bounded_file,
     bounds,
     digest,
     file_threads,
     flv,
+    followed_segment,
     joiner,
     mp4_index,
-    placed_pass,
+    pieces,
     placement,
     resource_limits,
+    rest,
     survey,
     timeline,
     track_clock,
@@ -51,8 +53,8 @@ PLACE_EVERY_MS, _PLACES = 10_000, 400
 MOST_RESTARTS, RESTART_EVERY_MS = 3, 3_600_000
 _MOST_SEGMENTS = 100
 _MOST_STRETCHES = 5_000
-_READ_BYTES = 1 << 16
 _JOINED_BYTES = 1 << 20
+_RELEASED_BYTES = 1 << 18  # of a bounded spool, which holds them twice
 _INPUT_BYTES = 1 << 36  # how long the recording becomes is not known
 _NEVER_STUCK_S = 1e6  # a live stream may pause; the node limits the end
 _QUEUED_CHUNKS = 4
@@ -60,8 +62,7 @@ _QUEUED_CHUNKS = 4
 _Placed = Sequence[joiner.Placed | None]
 
 
-class GaveUp(Exception):
-    """Following ended; the transcode from the segments makes the file."""
+GaveUp = followed_segment.GaveUp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +76,18 @@ class Finished:
 class Following:
     """Follows one recording. `add` its segments in their order, `look` again and again, then `finish` or `stop`."""
 
-    def __init__(self, ffmpeg: str, mode: str, part: Path) -> None:
+    def __init__(self, ffmpeg: str, mode: str, part: Path, *, bound_bytes: int = 0, begin: rest.Begin | None = None) -> None:
+        """`bound_bytes`: of the file may wait for COS, which releases it and its segments; 0: both stay. `begin`: the file holds
+        only what is left of the recording from here on."""
+        self._bound_bytes = bound_bytes
+        self._begin = begin
         self._ffmpeg = ffmpeg
         self._mode = mode
         self._part = part
         self._kinds = timeline.wanted(mode)
         self._formats = survey.Survey()
         self._expected: list[Path] = []
-        self._segments: list[_Segment] = []
+        self._segments: list[followed_segment.FollowedSegment] = []
         self._writing: _Writing | None = None
         self.restarts = 0
         self._lag = _Lag()
@@ -95,7 +100,8 @@ class Following:
 
     def add(self, path: Path) -> None:
         """Follow this segment too; its file may appear later."""
-        self._expected.append(path)
+        if self._begin is None or pieces.epoch_of(path) >= self._begin.epoch:
+            self._expected.append(path)
 
     async def look(self) -> bool:
         """Read the tags since the last look, and join those that can no longer move. Returns whether there were any. Raises
@@ -110,12 +116,15 @@ class Following:
                 self._lag.learn(placed, self._newest_ms)
                 if lasted_ms > LAG_MS:
                     await self._write(found, placed, self._newest_ms - self.lag_ms)
+        if self._writing is not None and self._writing.bounded is not None:
+            await file_threads.BULK.run(self._writing.bounded.look)
         return self._newest_ms > before_ms
 
     async def finish(self, segments: Sequence[joiner.SegmentFile], output: Path) -> Finished:
         """Join the rest, verify the file and give it its name. Raises GaveUp, errors.TranscodeFailed and OSError."""
         while self._read(growing=False):
             pass
+        segments = pieces.left(segments, self._begin)
         if [each.path for each in segments if each.path.exists()] != [segment.path for segment in self._segments]:
             raise GaveUp("the recording has other segments")
         if self._writing is None:
@@ -123,6 +132,8 @@ class Following:
         found, placed = self._survey(segments)
         writing = await self._write(found, placed, float("inf"))
         await writing.end()
+        if writing.bounded is not None:
+            return Finished(made=await writing.bounded.settle(self._ffmpeg, found, writing.chosen), moved_bytes=0)
         moved_bytes = 0
         if writing.chosen.extension == "mp4":
             moved_bytes = await file_threads.BULK.run(mp4_index.to_front, self._part)
@@ -138,7 +149,8 @@ class Following:
             await self._writing.stop()
         for segment in self._segments:
             segment.close()
-        self._part.unlink(missing_ok=True)
+        if not self._bound_bytes:
+            self._part.unlink(missing_ok=True)
 
     def _read(self, *, growing: bool) -> bool:
         """Take some of the tags that were written since; returns whether more may follow at once. A segment is complete once the
@@ -147,7 +159,7 @@ class Following:
         more = bool(self._segments) and self._segments[-1].read(self._formats, growing=growing and begun is None)
         if not more and begun is not None:
             del self._expected[: self._expected.index(begun) + 1]
-            self._segments.append(_Segment(begun, self._kinds))
+            self._segments.append(followed_segment.FollowedSegment(begun, self._kinds, pieces.begin_of(self._begin, begun)))
             more = True
         if len(self._segments) > _MOST_SEGMENTS:
             raise GaveUp("the recording has too many segments")
@@ -174,6 +186,8 @@ class Following:
         if flv.VIDEO in chosen.encoded or (flv.AUDIO in found.kinds and found.silences is None):
             raise GaveUp("a track has to be encoded as a whole")
         if self._writing is not None and not self._writing.renew(found, placed, chosen):
+            if self._writing.bounded is not None and self._writing.bounded.noted is not None:
+                raise GaveUp("its plan changed, and its segments are released")
             await self._writing.stop()
             self._part.unlink(missing_ok=True)  # another file, so that nobody takes it for the one before
             self._writing = None
@@ -183,9 +197,14 @@ class Following:
             if self.restarts > MOST_RESTARTS + lasted_ms // RESTART_EVERY_MS:
                 raise GaveUp("its plan changed too often")
         if self._writing is None:
-            self._writing = _Writing(self._ffmpeg, self._part, found, placed, chosen)
-        await self._writing.join([(segment, segment.until(until_ms)) for segment in self._segments])
-        await file_threads.BULK.run(self._writing.digest.look)
+            bounded = bounded_file.BoundedFile(self._part, self._bound_bytes) if self._bound_bytes else None
+            self._writing = _Writing(self._ffmpeg, self._part, found, placed, chosen, bounded)
+        if self._writing.bounded is not None:
+            self._writing.bounded.found = found
+        whole = until_ms == float("inf")
+        await self._writing.join([(segment, segment.until(until_ms)) for segment in self._segments], whole=whole)
+        if self._writing.bounded is None:
+            await file_threads.BULK.run(self._writing.digest.look)
         return self._writing
 
 
@@ -218,62 +237,19 @@ class _Lag:
         self._part = len(_LAG_PARTS) - 1
 
 
-class _Segment:
-    """The two readings of one segment that may still grow."""
-
-    def __init__(self, path: Path, kinds: frozenset[int]) -> None:
-        self.path = path
-        self.first = placed_pass.PlacedPass(path, kinds)
-        self.begun_ms = self.arrived_ms = 0.0
-        self._reader = flv.TagReader(path)
-        self._unknown: list[flv.Tag] = []  # read, and their arrival is still to be written
-        # By when the bytes before an offset had arrived.
-        self._marks: list[tuple[float, int]] = []
-
-    def read(self, found: survey.Survey, *, growing: bool) -> bool:
-        """Take some of the tags that were written since; returns whether more may follow at once. Raises GaveUp for a damaged
-        segment."""
-        tags = self._unknown or self._reader.read(_READ_BYTES, growing=growing)
-        if not tags:
-            if not growing:
-                self.close()
-            return False
-        taken = len(tags)
-        if growing and not self.first.placement.covers(tags[-1]):
-            taken = next(index for index, tag in enumerate(tags) if not self.first.placement.covers(tag))
-        if self._reader.damaged or any(tag.after_damage for tag in tags):
-            raise GaveUp("a segment is damaged")
-        self.first.add(found, tags[:taken])
-        if self.first.placement.packets.missed:
-            raise GaveUp("a configuration came after its packets")
-        if tags[:taken]:
-            self._note(tags[taken].offset if taken < len(tags) else self._reader.position_bytes)
-        self._unknown = tags[taken:]
-        return not self._unknown
-
-    def close(self) -> None:
-        """Close the files; safe to call twice."""
-        self._reader.close()
-        self.first.placement.close()
-
-    def until(self, arrived_ms: float) -> int:
-        """The offset before which all bytes had arrived by then."""
-        index = bisect.bisect_right(self._marks, (arrived_ms, 1 << 62))
-        return self._marks[index - 1][1] if index else 0
-
-    def _note(self, offset: int) -> None:
-        arrived_ms = self.first.placement.arrived_ms
-        if arrived_ms is None:
-            return
-        self.begun_ms = self.begun_ms or arrived_ms
-        self.arrived_ms = max(self.arrived_ms, arrived_ms)
-        self._marks.append((self.arrived_ms, offset))
-
-
 class _Writing:
     """One run of ffmpeg, and the joiner that feeds it."""
 
-    def __init__(self, ffmpeg: str, part: Path, found: survey.Survey, placed: _Placed, chosen: transcode_plan.Plan) -> None:
+    def __init__(
+        self,
+        ffmpeg: str,
+        part: Path,
+        found: survey.Survey,
+        placed: _Placed,
+        chosen: transcode_plan.Plan,
+        bounded: bounded_file.BoundedFile | None,
+    ) -> None:
+        self.bounded = bounded
         self.chosen = chosen
         self.digest = digest.GrowingDigest(part)
         self._headers = found.headers
@@ -284,10 +260,12 @@ class _Writing:
         self._at = -1  # the segment that is being joined
         self._places: placement.Places | None = None
         self._reader: flv.TagReader | None = None
+        self._record = 0  # the number of the next tag in its segment
         self._tags: collections.deque[flv.Tag] = collections.deque()
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED_CHUNKS)
-        argv = transcode_plan.transcode_args(ffmpeg, found, chosen, str(part))
-        self._run = transcode.FfmpegRun(argv, resource_limits.transcode(_INPUT_BYTES))
+        files = [bounded.file] if bounded else []
+        argv = transcode_plan.transcode_args(ffmpeg, found, chosen, str(part), appended_to=files[0] if files else -1)
+        self._run = transcode.FfmpegRun(argv, resource_limits.transcode(_INPUT_BYTES), inherit=files)
         self._ended = asyncio.create_task(self._run.to_end(self._stream(), part, _NEVER_STUCK_S))
 
     def renew(self, found: survey.Survey, placed: _Placed, chosen: transcode_plan.Plan) -> bool:
@@ -309,18 +287,28 @@ class _Writing:
             self._silences.renew(found.silences)
         return True
 
-    async def join(self, segments: Sequence[tuple[_Segment, int]]) -> None:
-        """Feed the bytes of the segments before these offsets."""
+    async def join(self, segments: Sequence[tuple[followed_segment.FollowedSegment, int]], *, whole: bool) -> None:
+        """Feed the bytes of the segments before these offsets; unless `whole`, as many as the spool may hold for COS."""
+        if self._waits and not whole:
+            return
         waiting: list[bytes] = []
         size_bytes = 0
-        for pieces in self._pieces(segments):
-            waiting += pieces
-            size_bytes += sum(map(len, pieces))
-            if size_bytes >= _JOINED_BYTES:
+        for found in self._pieces(segments):
+            waiting += found
+            size_bytes += sum(map(len, found))
+            if size_bytes >= (_JOINED_BYTES if self.bounded is None else _RELEASED_BYTES):
                 await self._put(b"".join(waiting))
                 waiting, size_bytes = [], 0
+                if self.bounded is not None:
+                    await file_threads.BULK.run(self.bounded.look)
+                if self._waits and not whole:
+                    break
         if waiting:
             await self._put(b"".join(waiting))
+
+    @property
+    def _waits(self) -> bool:
+        return self.bounded is not None and self.bounded.full
 
     async def end(self) -> None:
         """Feed the end, and wait for ffmpeg. Raises errors.TranscodeFailed."""
@@ -336,19 +324,26 @@ class _Writing:
         await asyncio.gather(self._ended, return_exceptions=True)
         if self._reader is not None:
             self._reader.close()
+        if self.bounded is not None:
+            self.bounded.close()
 
-    def _pieces(self, segments: Sequence[tuple[_Segment, int]]) -> Iterator[Iterable[bytes]]:
+    def _pieces(self, segments: Sequence[tuple[followed_segment.FollowedSegment, int]]) -> Iterator[Iterable[bytes]]:
         for index, (segment, until) in enumerate(segments):
             if index < self._at or not until:
                 continue
             if index > self._at:
-                yield self._enter(index, segment.path)
+                yield self._enter(index, segment)
             placed, places = self._placed[index], self._places
             assert placed is not None and places is not None  # noqa: S101, PT018 - _enter has checked and set them
             for tag in self._tags_until(until):
-                yield list(self._joined.placed_pieces(tag, places, placed.file))
+                self._joined.latest = None
+                found = list(self._joined.placed_pieces(tag, places, placed.file))
+                if self.bounded is not None and self._joined.latest is not None:
+                    self.bounded.feed(tag, segment.path, self._record, *self._joined.latest)
+                self._record += 1
+                yield found
 
-    def _enter(self, index: int, path: Path) -> list[bytes]:
+    def _enter(self, index: int, segment: followed_segment.FollowedSegment) -> list[bytes]:
         left = list(self._leave())
         placed = self._placed[index]
         if placed is None:
@@ -357,7 +352,8 @@ class _Writing:
         self._places = self._joined.enter(placed)
         if self._reader is not None:
             self._reader.close()
-        self._reader = flv.TagReader(path)
+        self._reader = rest.tags(segment.path, segment.begin)
+        self._record = segment.begin.record if segment.begin else 0
         return left
 
     def _leave(self) -> Iterable[bytes]:

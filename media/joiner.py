@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from machine import alignment
-from media import codecs, file_threads, filling, flv, layout, placement, silence, sound, timeline, video_headers
+from media import codecs, file_threads, filling, flv, layout, placement, rest, silence, sound, timeline, video_headers
 
 CHUNK_BYTES = 1 << 20
 _FILL_BYTES = 512 << 10
@@ -36,7 +36,8 @@ _Key = tuple[int, str]
 class SegmentFile:
     """One segment with the arrival of its first and last packet (Unix ms; None: estimate from the file) and its media up to that
     last packet (None: unknown). The file may hold more by now. `registered_ms` is when its capture was about to start, `anchors`
-    say when its media was live, `ahead_ms` how far the clock of the file's times is ahead."""
+    say when its media was live, `ahead_ms` how far the clock of the file's times is ahead. `begin`: what precedes it is in
+    another file already."""
 
     path: Path
     first_packet_ms: int | None = None
@@ -45,6 +46,7 @@ class SegmentFile:
     registered_ms: int | None = None
     anchors: alignment.Anchors = alignment.NO_ANCHORS
     ahead_ms: int = 0
+    begin: rest.Begin | None = None
 
     @property
     def burst_ms(self) -> int:
@@ -174,6 +176,7 @@ class Joiner:
         self._picture_ms = 0
         self._spacing_ms = 0.0
         self.end_ms = 0
+        self.latest: tuple[float, float] | None = None  # the latest packet: its position, and when it was live
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The joined file in chunks of about a megabyte at most, read in a thread. Raises OSError if a segment cannot be read."""
@@ -187,8 +190,8 @@ class Joiner:
                     yield chunk
                 elif self._more is not None:
                     grown = await self._more(segment)
-        for rest in _chunks(self.rest()):
-            yield rest
+        for chunk in _chunks(self.rest()):
+            yield chunk
 
     def rest(self) -> Iterator[bytes]:
         """The bytes behind the last segment."""
@@ -224,7 +227,7 @@ class Joiner:
     def _join_placed(self, segment: SegmentFile, placed: Placed) -> Generator[bytes, bool | None, None]:
         """Like `_join`, with the positions that the survey found."""
         try:
-            reader = flv.TagReader(segment.path)
+            reader = rest.tags(segment.path, segment.begin)
         except FileNotFoundError:
             return
         places = self.enter(placed)
@@ -259,6 +262,7 @@ class Joiner:
         if live_ms is None:
             return
         at_ms, payload = file.at(live_ms), tag.payload
+        self.latest = at_ms, live_ms
         key = tag.kind, codecs.identity(tag.kind, payload)
         header = places.headers.get(tag.kind)
         if header is not None and header != self._headers.get(key) and codecs.identity(tag.kind, header) == key[1]:

@@ -9,7 +9,7 @@ import collections
 import zlib
 from collections.abc import Mapping
 
-from media import codecs, flv, sound, track_clock, video_headers
+from media import codecs, flv, rest, sound, track_clock, video_headers
 
 _REMEMBERED = 4_096
 _NAMES = {flv.AUDIO: "audio", flv.VIDEO: "video"}
@@ -19,9 +19,11 @@ class Packets:
     """Tells the packets of a segment from its other tags, in file order. `headers` are the configurations in force: those that
     the stream sends, and those inside its key frames."""
 
-    def __init__(self, kinds: frozenset[int], late_headers: Mapping[int, bytes]) -> None:
-        """`late_headers`: the first configuration of each track, for packets that come before it."""
+    def __init__(self, kinds: frozenset[int], late_headers: Mapping[int, bytes], begin: rest.Begin | None = None) -> None:
+        """`late_headers`: the first configuration of each track, for packets that come before it. `begin`: where the reading
+        begins."""
         self._kinds = kinds
+        self._begins = begin.kinds if begin else {}
         self._late_headers = late_headers
         self._after_damage = False
         self._undecodable: set[int] = set()
@@ -60,7 +62,7 @@ class Packets:
         if tag.is_sequence_header:
             self._note(kind, payload)
             return False
-        if not tag.is_media:
+        if not tag.is_media or tag.offset < self._begins.get(kind, 0):
             return False
         if not codecs.is_readable(kind, payload):
             self._unreadable.setdefault(kind, codecs.name(kind, payload))

@@ -6,16 +6,16 @@ import copy
 from collections.abc import Iterable
 from pathlib import Path
 
-from media import flv, formats, placement, timeline
+from media import flv, formats, placement, rest, timeline
 
 
 class PlacedPass:
     """Takes the tags of a segment in file order."""
 
-    def __init__(self, path: Path, kinds: frozenset[int]) -> None:
+    def __init__(self, path: Path, kinds: frozenset[int], begin: rest.Begin | None = None) -> None:
         """Raises OSError if the segment or its index cannot be read."""
         self.line = timeline.Timeline(kinds)
-        self.placement = placement.Placement(path, kinds)
+        self.placement = placement.Placement(path, kinds, begin)
         self._frame_ms: int | None = None
 
     @property
@@ -43,12 +43,12 @@ class PlacedPass:
         return found
 
 
-def read(found: formats.Formats, path: Path, kinds: frozenset[int]) -> PlacedPass | None:
-    """The first reading of a whole segment; None for one without an arrival index. Raises OSError."""
+def read(found: formats.Formats, path: Path, kinds: frozenset[int], begin: rest.Begin | None = None) -> PlacedPass | None:
+    """The first reading of a whole segment from `begin` on; None for one without an arrival index. Raises OSError."""
     if not (placement.has_index(path) and path.exists()):
         return None
-    made = PlacedPass(path, kinds)
-    reader = flv.TagReader(path)
+    made = PlacedPass(path, kinds, begin)
+    reader = rest.tags(path, begin)
     try:
         while tags := reader.read():
             made.add(found, tags)

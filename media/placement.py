@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from media import arrival_index, flv, packets, track_clock, video_headers
+from media import arrival_index, flv, packets, rest, track_clock, video_headers
 
 # A pause of at most this long inside a segment is filled: the stream was connected. A longer one is cut.
 BRIDGED_MS = 10_000.0
@@ -48,10 +48,10 @@ class Track:
 class Placement:
     """The first reading of a segment."""
 
-    def __init__(self, path: Path, kinds: frozenset[int]) -> None:
+    def __init__(self, path: Path, kinds: frozenset[int], begin: rest.Begin | None = None) -> None:
         self._clocks = {kind: track_clock.TrackClock() for kind in kinds}
-        self._arrivals = _Arrivals(path)
-        self.packets = packets.Packets(kinds, _first_headers(path, kinds))
+        self._arrivals = _Arrivals(path, begin)
+        self.packets = packets.Packets(kinds, _first_headers(path, kinds), begin)
         self.tracks: dict[int, Track] = {}
         # What follows the segment begins here, and replaces what this one has behind it.
         self.until_ms = _NEVER
@@ -209,8 +209,8 @@ class _TrackPlaces:
 class _Arrivals:
     """The arrivals of a segment's tags, asked in file order."""
 
-    def __init__(self, path: Path) -> None:
-        self._reader = arrival_index.ArrivalReader(path)
+    def __init__(self, path: Path, begin: rest.Begin | None) -> None:
+        self._reader = arrival_index.ArrivalReader(path, *((begin.record, begin.offset) if begin else ()))
         self._read: list[arrival_index.Arrival] = []
         self._at = 0
         self._known: tuple[int, int] | None = None  # the last arrival and its tag's time

@@ -6,6 +6,7 @@
     <root>/<TaskId>/<speaker>_<n>/<epoch>.flv       one segment
     <root>/<TaskId>/<speaker>_<n>/<epoch>.flv.arrivals      its arrival index (media/arrival_index.py)
     <root>/<TaskId>/<speaker>_<n>/finished.<epoch>.mp4      the output of that transcode
+    <root>/<TaskId>/<speaker>_<n>/<epoch>.p<number>.mp4     a piece, on a bounded spool (media/pieces.py)
 
 Rules: no path is ever built from a raw id; TRTC's ids may contain "/", ".." and "%2F". While the mount is lost, nothing is
 written to the folder beneath it. Limit: a start before the mount takes the folder beneath for a new spool. When the mount comes,
@@ -34,7 +35,10 @@ SHARED = "shared"
 _PROBE_BYTES = 4096
 _PLAIN = re.compile(r"(?!b64-|sha-)[A-Za-z0-9_-]{1,120}")
 # A segment or a finished file, complete or not.
-_OURS = re.compile(r"(?:(?P<segment>\d{8,})\.flv(?:\.arrivals)?|finished(?:\.(?P<output>\d{8,}))?\.mp[34])(?:\.part|\.fetched)?")
+_OURS = re.compile(
+    r"(?:(?P<segment>\d{8,})\.(?:flv(?:\.arrivals)?|p\d+\.mp[34](?:\.json|\.upload)?)"
+    r"|finished(?:\.(?P<output>\d{8,}))?\.mp[34](?:\.upload)?)(?:\.part|\.fetched)?"
+)
 
 
 def safe_name(text: str) -> str:

@@ -172,7 +172,7 @@ def survey(segments: Sequence[joiner.SegmentFile], mode: str) -> Survey:
     """Read all segments (blocking: some seconds per hour of video). A missing file is empty, and lost if its capture noted media.
     Raises OSError if one cannot be read."""
     found, kinds = Survey(), timeline.wanted(mode)
-    passes = [placed_pass.read(found, segment.path, kinds) for segment in segments]
+    passes = [placed_pass.read(found, segment.path, kinds, segment.begin) for segment in segments]
     return assembled(found, segments, kinds, passes)
 
 

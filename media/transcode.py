@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from machine import alignment, errors, failpoints
+from machine import alignment, errors, failpoints, model
 from machine.reasons import Reason
 from media import (
     bounds,
@@ -64,6 +64,24 @@ class TranscodeOutput:
     lost_segments: int
     start_ms: int | None
     end_ms: int | None
+
+    def stored(self, epoch: int) -> model.Output:
+        """The form of events and of the database, as the output of the transcode `epoch`."""
+        return model.Output(
+            duration_ms=self.duration_ms,
+            size_bytes=self.size_bytes,
+            crc64=self.crc64 or "",
+            start_ms=self.start_ms,
+            end_ms=self.end_ms,
+            gaps=tuple((round(g.at_s * 1000), round(g.duration_s * 1000)) for g in self.gaps),
+            anchors=self.anchors,
+            error_ms=self.error_ms,
+            live=self.live,
+            unreadable=self.unreadable,
+            lost_ms=self.lost_ms,
+            lost_segments=self.lost_segments,
+            epoch=epoch,
+        )
 
 
 class Transcoder:
@@ -158,7 +176,8 @@ class Transcoder:
 class FfmpegRun:
     """One ffmpeg: fed, drained, and watched for stalls."""
 
-    def __init__(self, argv: Sequence[str], allowed: resource_limits.Limits) -> None:
+    def __init__(self, argv: Sequence[str], allowed: resource_limits.Limits, *, inherit: Sequence[int] = ()) -> None:
+        self._inherit = inherit
         self._reader = ffmpeg_log.ProgressReader()
         self._heard: dict[ffmpeg_log.Meaning, str] = {}
         self._fed_bytes = 0
@@ -170,7 +189,7 @@ class FfmpegRun:
 
     async def to_end(self, stream: AsyncIterator[bytes], part: Path, stuck_after_s: float) -> int:
         """Feed the stream and wait for the end; returns the exit code. Any interruption kills ffmpeg first."""
-        await self._child.start()
+        await self._child.start(inherit=self._inherit)
         self._child.widen_stdin()
         reaped = asyncio.create_task(self._child.wait())
         feeding = asyncio.create_task(self._feed(stream))

@@ -19,7 +19,7 @@ from typing import Any
 
 import ffmpeg as ffmpeg_python
 
-from media import ffmpeg_command, flv, survey
+from media import ffmpeg_command, flv, fragments, survey
 
 _ANALYSIS_US = 10_000_000
 _PROBE_BYTES = 50_000_000
@@ -47,8 +47,9 @@ def plan(found: survey.Survey, mode: str, *, copy: bool = True) -> Plan:
     return Plan(extension=extension, copied=copied, encoded=found.kinds - copied)
 
 
-def transcode_args(binary: str, found: survey.Survey, chosen: Plan, part: str) -> list[str]:
-    """The arguments of a transcode that reads the joined FLV from stdin, writes `part`, and prints its progress to stdout."""
+def transcode_args(binary: str, found: survey.Survey, chosen: Plan, part: str, *, appended_to: int = -1) -> list[str]:
+    """The arguments of a transcode that reads the joined FLV from stdin, writes `part`, and prints its progress to stdout. An MP4
+    `appended_to` a file descriptor has fragments, so that it only grows."""
     source = ffmpeg_python.input(
         "pipe:0",
         format="flv",
@@ -65,6 +66,9 @@ def transcode_args(binary: str, found: survey.Survey, chosen: Plan, part: str) -
     if flv.AUDIO in found.kinds:
         streams.append(_audio(source, found, options, chosen) if flv.AUDIO in chosen.encoded else source["a:0"])
         options.setdefault("c:a", "copy")
+    if appended_to >= 0 and chosen.extension == "mp4":
+        part = "fd:"
+        options |= {"fd": appended_to, "movflags": fragments.FLAGS, "frag_duration": fragments.FRAGMENT_US}
     output = ffmpeg_python.output(*streams, part, format=chosen.extension, **options)
     return ffmpeg_command.compiled(output, binary, "-nostdin", "-progress", "pipe:1")
 

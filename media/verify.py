@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +45,23 @@ class Seen:
     duration_ms: int
 
 
-async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: transcode_plan.Plan, *, by_index: bool = False) -> Seen:
+async def verify(
+    ffmpeg: str,
+    part: Path,
+    found: survey.Survey,
+    chosen: transcode_plan.Plan,
+    *,
+    by_index: bool = False,
+    ends_ms: Mapping[int, float] | None = None,
+    decoded_s: float = _DECODED_S,
+) -> Seen:
     """Compare `part` with the joined stream. `by_index`: the file was watched while it was written, so its index tells where the
-    tracks end, and it is not read again. Raises errors.TranscodeFailed ("verify-failed") that names the difference, and OSError
-    if the file is gone."""
+    tracks end, and it is not read again; or the watcher tells it (`ends_ms`). Of the beginning, `decoded_s` seconds are decoded.
+    Raises errors.TranscodeFailed ("verify-failed") that names the difference, and OSError if the file is gone."""
     stat = await file_threads.BULK.run(part.stat)
     limit_s = _LIMIT_S + stat.st_size / _LIMIT_BYTES_PER_S
-    ends_ms = await file_threads.BULK.run(_indexed_ms, part, chosen) if by_index else None
+    if by_index and ends_ms is None:
+        ends_ms = await file_threads.BULK.run(_indexed_ms, part, chosen)
     duration_ms = 0
     for kind in sorted(found.kinds):
         name = "a" if kind == flv.AUDIO else "v"
@@ -63,7 +73,8 @@ async def verify(ffmpeg: str, part: Path, found: survey.Survey, chosen: transcod
             out_ms = round(ends_ms.get(kind, 0))
         _same(f"track {name}", out_ms, _expected_ms(kind, found, chosen))
     look = _Look()
-    first, last = (_input(part, chosen, *before, "-t", str(_DECODED_S)) for before in ((), ("-sseof", f"-{_DECODED_S}")))
+    first = _input(part, chosen, "-t", f"{decoded_s:g}")
+    last = _input(part, chosen, "-sseof", f"-{_DECODED_S}", "-t", str(_DECODED_S))
     await look.run(_args(ffmpeg, (*first, *last), ("-xerror", "-map", "0", *_NOWHERE, "-map", "1", *_NOWHERE)), limit_s)
     duration_ms = duration_ms or look.duration_ms
     _same("the file", duration_ms, found.duration_ms)

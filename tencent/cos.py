@@ -111,6 +111,10 @@ class CosUploader:
         first_part_bytes = min(self._first_part_bytes, live_upload.PART_BYTES)
         return live_upload.LiveUpload(self._uploads.run, self._read, path, first_part_bytes)
 
+    def live_piece(self, path: Path, sent: live_upload.Sent) -> live_upload.LiveUpload:
+        """As `live`, of a piece on a bounded spool: in small parts, which leave little to wait for. `sent`: see LiveUpload."""
+        return live_upload.LiveUpload(self._uploads.run, self._read, path, file_parts.MIN_PART_BYTES, sent=sent)
+
     def connect(self, target: cos_target.CosTarget, credentials: credentials_module.Credentials) -> cos_requests.Client:
         """A client for the looks of a live upload. Raises errors.UploadFailed after `stop`."""
         return self._client(self._uploads, target, credentials, self._silence_timeout_s)

@@ -91,13 +91,14 @@ def check_longest_key(path: str, speakers: Collection[str]) -> None:
         )
 
 
-def object_key(path: str, task_id: str, speaker: str, n: int, mode: str) -> str:
-    """`{Path without outer "/"}/{TaskId}/{safe speaker}_{n}.mp3|mp4`. Raises errors.InvalidParameter (CosConfig.Path, Mode)."""
+def object_key(path: str, task_id: str, speaker: str, n: int, mode: str, number: int = 1) -> str:
+    """`{Path without outer "/"}/{TaskId}/{safe speaker}_{n}.mp3|mp4`. Where a recording needed several files, `-{number}` follows
+    `n` in the second and later ones. Raises errors.InvalidParameter (CosConfig.Path, Mode)."""
     if mode not in states.EXTENSION:
         raise errors.InvalidParameter("Mode must be 00, 01 or 02.", field="Mode")
     folder = path.strip("/")
     key = f"{folder}/" if folder else ""
-    key += f"{task_id}/{safe_speaker(speaker)}_{n}.{states.EXTENSION[mode]}"
+    key += f"{task_id}/{safe_speaker(speaker)}_{n}{f'-{number}' if number > 1 else ''}.{states.EXTENSION[mode]}"
     check_key(key)
     return key
 

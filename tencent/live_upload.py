@@ -5,6 +5,8 @@ Rules:
   upload of the finished file (cos_upload.py) resumes from `state` and sends it.
 - A file that begins again has other bytes: the upload is aborted and begins again too.
 - A failed request is repeated at a later look. Parts wait on the disk meanwhile.
+- On a bounded spool the state is durable after each part (`sent`), and then the part's bytes may be released. Such an upload
+  cannot begin again.
 """
 
 from __future__ import annotations
@@ -29,20 +31,41 @@ PART_BYTES = 2 * file_parts.MIN_PART_BYTES
 
 Connect = Callable[[], Awaitable[cos_requests.Client]]
 """Makes a client with fresh keys."""
+Sent = Callable[[cos_upload.UploadState], None]
+"""Keeps the state of an upload durably (blocking). Raises OSError."""
 
 
 class LiveUpload:
     """One file's upload. Call `look` again and again; `state` is where the upload of the finished file resumes."""
 
     def __init__(
-        self, ask: cos_upload.Ask, in_thread: file_parts.InThread, path: Path, first_part_bytes: int = PART_BYTES
+        self,
+        ask: cos_upload.Ask,
+        in_thread: file_parts.InThread,
+        path: Path,
+        first_part_bytes: int = PART_BYTES,
+        *,
+        sent: Sent | None = None,
     ) -> None:
+        self._sent = sent
+        self.until_bytes: int | None = None  # no byte behind it is sent
         self._ask = ask
         self._in_thread = in_thread
         self._path = path
         self._file = -1
         self._offset = self._first_part_bytes = first_part_bytes
         self.state = cos_upload.UploadState(upload_id="", part_size_bytes=first_part_bytes, head_bytes=0)
+
+    def resume(self, state: cos_upload.UploadState) -> None:
+        """Go on where an earlier upload of the same file has stopped."""
+        self.state = state
+        self._first_part_bytes = state.part_size_bytes
+        self._offset = self.sent_bytes
+
+    @property
+    def sent_bytes(self) -> int:
+        """Where the first byte is that was not sent; the first part counts as sent."""
+        return self._first_part_bytes + sum(part.size for part in self.state.parts)
 
     async def look(self, connect: Connect) -> None:
         """Send the parts that are whole by now, with a client of `connect`. Raises its errors, errors.UploadFailed, after which a
@@ -56,7 +79,7 @@ class LiveUpload:
                 else:
                     await self._abort(client)
         except cos_requests.RequestFailed as failed:
-            if failed.code == cos_upload.GONE:
+            if failed.code == cos_upload.GONE and self._sent is None:
                 self._forget()
             raise failed.as_upload_failed("sending a part of a growing file") from failed
 
@@ -89,7 +112,8 @@ class LiveUpload:
         if self._file < 0:
             self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         size_bytes = file_parts.part_size_bytes(self._first_part_bytes, self._number)
-        return os.pread(self._file, size_bytes, self._offset) if found.st_size >= self._offset + size_bytes else None
+        end = found.st_size if self.until_bytes is None else min(found.st_size, self.until_bytes)
+        return os.pread(self._file, size_bytes, self._offset) if end >= self._offset + size_bytes else None
 
     @property
     def _number(self) -> int:
@@ -110,6 +134,8 @@ class LiveUpload:
         part = cos_requests.Part(number=number, size=len(data), etag=etag)
         self.state = replace(self.state, parts=(*self.state.parts, part))
         self._offset += len(data)
+        if self._sent is not None:
+            await self._in_thread(partial(self._sent, self.state))
 
     async def _clear(self, client: cos_requests.Client) -> None:
         """Abort the uploads under this key: only its one capture uploads to it, so they are of processes that died."""

@@ -22,7 +22,8 @@ from typing import Any, Self
 import service
 
 BY_PATH = (
-    "open", "stat", "lstat", "mkdir", "listdir", "scandir", "unlink", "replace", "rename", "rmdir", "statvfs", "utime", "truncate"
+    "open", "stat", "lstat", "mkdir", "listdir", "scandir", "unlink", "replace", "rename", "rmdir", "statvfs", "utime",
+    "truncate", "link",
 )  # fmt: skip
 BY_NUMBER = ("fstat", "fsync", "read", "pread", "write", "pwrite", "writev", "ftruncate", "close")
 OPERATIONS = frozenset((*BY_PATH, *BY_NUMBER))

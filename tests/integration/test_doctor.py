@@ -19,6 +19,7 @@ from assembly import encryption_keys, identity
 from assembly import inspection as surroundings
 from cli import doctor_checks as doctor
 from events import requests
+from media import holes
 from store import inspection
 from tests import cli_runner, engines, transactions
 from tests.integration import doctor_world
@@ -47,7 +48,7 @@ async def test_every_check_passes(world: World) -> None:
     before = sorted(p.name for p in world.folder.iterdir())
     found = await world.examine()
     assert [f for f in found.values() if f.status != "ok"] == []
-    assert len(found) == len(doctor.CHECKS) == 25
+    assert len(found) == len(doctor.CHECKS) == 26
     assert sorted(p.name for p in world.folder.iterdir()) == before
     assert doctor.verdict(list(found.values())) == "ok"
 
@@ -137,6 +138,17 @@ async def test_spool_space(world: World) -> None:
     """Below MIN_FREE every start would be refused."""
     world.environ["MIN_FREE"] = "9999TiB"
     assert await world.broken() == [("spool-space", "fail")]
+
+
+@doctor_world.SQLITE
+async def test_spool_policy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spool that is to be bounded on a file system that cannot release bytes keeps everything, and doctor says so."""
+    world.environ["SPOOL_POLICY"] = "bounded"
+    world.spool.mkdir(parents=True)
+    assert await world.broken() == []
+    assert (await world.examine())["spool-policy"].found == "at most 64.0 MiB for a recording"
+    monkeypatch.setattr(holes, "supported", lambda _: False)
+    assert await world.broken() == [("spool-policy", "warn")]
 
 
 async def test_spool_lock(world: World) -> None:

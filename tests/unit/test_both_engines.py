@@ -80,6 +80,7 @@ ONE_ENGINE = {
     "tests/integration/test_doctor_cluster.py::test_workers": "workers that share PostgreSQL; the embedded engine is one process",
     "tests/integration/test_doctor.py::test_database_file": "SQLite's file, missing or broken",
     "tests/integration/test_doctor.py::test_database_file_place": "SQLite's locks on network file systems",
+    "tests/integration/test_doctor.py::test_spool_policy": "only the embedded engine bounds its spool",
     "tests/integration/test_doctor.py::test_database_server": "PostgreSQL, away or without the database",
     "tests/integration/test_doctor.py::test_database_server_has_no_place": "PostgreSQL's files are not ours",
 }
