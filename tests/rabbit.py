@@ -162,7 +162,7 @@ class Broker:
         code = ", ".join(f"ok = {call}" for call in calls)
         command = ["erl_call", "-sname", f"{self.name}@localhost", "-e"]
         environment = self._environment()
-        done = subprocess.run(command, input=f"{code}.".encode(), env=environment, check=False, capture_output=True)
+        done = subprocess.run(command, input=f"{code}.\n".encode(), env=environment, check=False, capture_output=True)
         assert done.stdout == b"{ok, ok}", (calls, done.stdout, done.stderr)
 
     def add_user(self, name: str, password: str, *rights: str) -> None:
