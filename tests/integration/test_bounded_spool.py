@@ -21,7 +21,20 @@ from assembly import work as node_work
 from config import settings
 from machine import due_work, internal_events, model, results, segments, states
 from machine import recording as recording_module
-from media import followers, following, free_space, holes, pieces, spool, track_clock, transcode
+from media import (
+    flv,
+    followers,
+    following,
+    free_space,
+    holes,
+    pieces,
+    placed_pass,
+    rest,
+    spool,
+    survey,
+    track_clock,
+    transcode,
+)
 from tencent import cos, credentials, file_parts
 from tests import examples, flv_source, waiting
 from tests.integration import scripted_cos
@@ -366,3 +379,21 @@ def _joined_ms(growing: Growing) -> float:
     """Up to when the media of a segment is in the file (Unix ms)."""
     known = pieces.of(growing.path.parent)
     return known[-1].begin.live_ms if known and known[-1].begin else float(BEGAN_MS)
+
+
+def test_the_rest_of_a_segment_begins_with_each_track(tmp_path: Path) -> None:
+    """A reading from the middle of a segment takes the packets of each kind that are in no piece, and no other ones."""
+    growing = Growing(tmp_path / "00000001.flv", stream(10))
+    growing.until(12_000)
+    reader = flv.TagReader(growing.path)
+    tags = [tag for _ in range(100) for tag in reader.read()]
+    reader.close()
+    picture = next(tag for tag in tags if tag.is_key and tag.is_media and tag.timestamp_ms > 4_000)
+    sound = [tag for tag in tags if tag.kind == flv.AUDIO and tag.offset > picture.offset][3]
+    kinds = {flv.VIDEO: picture.offset, flv.AUDIO: sound.offset}
+    begin = rest.Begin(epoch=1, offset=picture.offset, record=tags.index(picture), kinds=kinds, live_ms=0.0)
+    placed = placed_pass.read(survey.Survey(), growing.path, frozenset(kinds), begin)
+    assert placed is not None
+    left = {kind: sum(tag.kind == kind and tag.offset >= from_ for tag in tags) for kind, from_ in kinds.items()}
+    assert {kind: track.packets for kind, track in placed.placement.tracks.items()} == left
+    assert placed.placement.begins_ms == pytest.approx(BEGAN_MS + picture.timestamp_ms, abs=100)
