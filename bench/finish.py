@@ -47,7 +47,7 @@ FED_MS, LAST_MS = 30_000, 5_000
 _BOUNDED_FED_MS, _UNJOINED_MS, _STEP_S = 5_000, following.LAG_MS + 20_000, 5.0
 # Each longer than a look of the follower or of its upload.
 _QUICK_LOOK_S = 0.2
-_UNSENT_BYTES = bounded_file.KEPT_BYTES + (3 << 20)
+_UNSENT_BYTES = bounded_file.KEPT_BYTES + (7 << 20)
 _LOOK_S, _IDLE_LOOKS, _IDLE_CPU, _CAUGHT_UP_S = 6.0, 2, 0.05, 1_800.0
 TASK = "0" * 26
 

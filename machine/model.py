@@ -157,8 +157,9 @@ class Output:
             "LostMs": self.lost_ms,
             "LostSegments": self.lost_segments,
             "Remade": self.remade,
-            "Window": list(self.window) if self.window else None,
-            "Earlier": [file.to_json() for file in self.earlier],
+            # Only where they are needed: nodes of an earlier release know neither.
+            **({"Window": list(self.window)} if self.window else {}),
+            **({"Earlier": [file.to_json() for file in self.earlier]} if self.earlier else {}),
         }
 
     @staticmethod

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,20 @@ from assembly import work as node_work
 from config import settings
 from machine import due_work, internal_events, model, results, segments, states
 from machine import recording as recording_module
-from media import followers, following, free_space, holes, pieces, spool, track_clock, transcode
+from media import (
+    flv,
+    followers,
+    following,
+    free_space,
+    holes,
+    pieces,
+    placed_pass,
+    rest,
+    spool,
+    survey,
+    track_clock,
+    transcode,
+)
 from tencent import cos, credentials, file_parts
 from tests import examples, flv_source, waiting
 from tests.integration import scripted_cos
@@ -225,12 +240,13 @@ def _crash(*_: object) -> None:
     raise Crash
 
 
-@pytest.fixture
-async def work(tmp_path: Path, server: scripted_cos.Cos) -> AsyncIterator[node_work.NodeWork]:
-    place = spool.Spool(tmp_path / "spool")
+@contextlib.asynccontextmanager
+async def node(home: Path, server: scripted_cos.Cos, folder: Path) -> AsyncIterator[node_work.NodeWork]:
+    """The work of a node with a bounded spool in this folder, which looks often."""
+    place = spool.Spool(folder)
     place.start()
-    environ = {"HOME": str(tmp_path), "SPOOL_POLICY": "bounded", "COS_ENDPOINT": f"http://127.0.0.1:{server.port}"}
-    chain = credentials.CredentialChain({}, clock=lambda: 0, home=tmp_path, system_profile=tmp_path / "none")
+    environ = {"HOME": str(home), "SPOOL_POLICY": "bounded", "COS_ENDPOINT": f"http://127.0.0.1:{server.port}"}
+    chain = credentials.CredentialChain({}, clock=lambda: 0, home=home, system_profile=home / "none")
     made = node_work.NodeWork(settings.load(environ), place, chain)
     made.followers = followers.Followers(flv_source.FFMPEG, after_s=0, look_every_s=0.2)
     made.live_uploads = live_uploads.LiveUploads(look_every_s=0.05)
@@ -239,50 +255,60 @@ async def work(tmp_path: Path, server: scripted_cos.Cos) -> AsyncIterator[node_w
     await space.measure()
     await made.bound_spool(space)
     assert made.bound_bytes == 64 * MIB
-    yield made
-    await made.live_uploads.stop()
-    await made.followers.stop()
-    await made.uploader.stop()
-    place.stop()
+    try:
+        yield made
+    finally:
+        await made.live_uploads.stop()
+        await made.followers.stop()
+        await made.uploader.stop()
+        place.stop()
 
 
-async def test_a_killed_follower_leaves_two_objects(tmp_path: Path, work: node_work.NodeWork, server: scripted_cos.Cos) -> None:
+def _job(speaker: str, output: model.Output | None = None) -> due_work.Assignment:
+    recording = examples.recording(TASK, speaker, mode="02", state=states.UPLOADING, output=output)
+    return due_work.Assignment(session=examples.session(TASK), recording=recording, secrets=examples.SECRETS)
+
+
+def _told(growing: Growing) -> segments.Segment:
+    known = growing.whole
+    return segments.Segment(
+        epoch=1, node="n1", first_packet_ms=known.first_packet_ms, last_packet_ms=known.last_packet_ms,
+        media_ms=known.media_ms or 0, registered_ms=BEGAN_MS, reason="eof",
+    )  # fmt: skip
+
+
+async def test_a_killed_follower_leaves_two_objects(tmp_path: Path, server: scripted_cos.Cos) -> None:
     """A follower that is killed has a successor, which writes the rest: the recording is Done with two objects, each with an
     entry of its own, and between them nothing is missing."""
-    recording = examples.recording(TASK, mode="02", state=states.UPLOADING)
-    job = due_work.Assignment(session=examples.session(TASK), recording=recording, secrets=examples.SECRETS)
     folder = tmp_path / "spool" / TASK / "al_1"
     folder.mkdir(parents=True)
     growing = Growing(folder / "00000001.flv", stream(250, filters="noise=alls=8:allf=t"))
     growing.until(245_000)
-    work.capture(job, 1, lambda _: None)
-    await waiting.until(lambda: server.operations.count("part") >= 2, 30)
-    (pid,) = work.followers.pids()
-    os.kill(pid, signal.SIGKILL)
-    growing.until(251_000)
-    known = growing.whole
-    told = segments.Segment(
-        epoch=1, node="n1", first_packet_ms=known.first_packet_ms, last_packet_ms=known.last_packet_ms,
-        media_ms=known.media_ms or 0, registered_ms=BEGAN_MS, reason="eof",
-    )  # fmt: skip
-    made = await work.transcode(job, 2, [told])
-    assert await work.transcode(job, 3, [told]) == replace(made, epoch=3)
-    job = replace(job, recording=model.changed(recording, output=made, job=model.Job(kind="upload", state="leased")))
-    done = await work.upload(job, None, _nothing)
+    async with node(tmp_path, server, tmp_path / "spool") as work:
+        job = _job("al")
+        work.capture(job, 1, lambda _: None)
+        await waiting.until(lambda: server.operations.count("part") >= 2, 30)
+        (pid,) = work.followers.pids()
+        os.kill(pid, signal.SIGKILL)
+        growing.until(251_000)
+        made = await work.transcode(job, 2, [_told(growing)])
+        assert await work.transcode(job, 3, [_told(growing)]) == replace(made, epoch=3)
+        job = _job("al", made)
+        done = await work.upload(job, None, _nothing)
+        await work.remove(job.recording.key, 9)
+    assert not folder.exists()
     names = [f"p/{TASK}/al_1.mp4", f"p/{TASK}/al_1-2.mp4"]
     assert sorted(server.objects) == sorted(names)
     assert server.uploads == {}
+    leased = model.changed(job.recording, job=model.Job(kind="upload", state="leased"))
     event = internal_events.UploadFinished(epoch=1, size_bytes=done.size_bytes, crc64=done.crc64, url=done.url)
     facts = recording_module.RecordingFacts(now_ms=BEGAN_MS + 300_000, outcome=event)
-    ended = recording_module.decide(job.recording, "upload-finished", facts).recording
-    entries = results.file_entries(ended)
+    entries = results.file_entries(recording_module.decide(leased, "upload-finished", facts).recording)
     assert [(entry["Status"], entry["Code"], entry["Missing"]) for entry in entries] == [(1, "Success", 0)] * 2
     assert [entry["RecordFile"].rpartition("/")[2] for entry in entries] == ["al_1.mp4", "al_1-2.mp4"]
     for name, entry in zip(names, entries, strict=True):
         assert (len(server.objects[name]), entry["Crc64"]) == (entry["Size"], str(fastcrc.crc64.xz(server.objects[name])))
     assert sum(entry["Duration"] for entry in entries) == pytest.approx(250, abs=1)
-    await work.remove(recording.key, 9)
-    assert not folder.exists()
 
 
 async def _nothing(_: dict[str, Any]) -> None:
@@ -307,3 +333,67 @@ async def test_a_slow_cos_never_stops_a_capture(
     made = (await bounded.follower.finish([segment.whole], folder / "unused")).made
     await bounded.follower.stop()
     assert len(await bounded.upload(1, made.path, made.stored(1))) == made.size_bytes
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder, on a disk of 100 MB of its own where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "none", str(folder)], check=False, capture_output=True)
+    yield folder
+    if mount.returncode == 0:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+async def test_two_speakers_on_a_small_disk(tmp_path: Path, server: scripted_cos.Cos, small_disk: Path) -> None:
+    """Two recordings whose packets come late now and then fit on a disk of 100 MB, although it has to hold their last minutes.
+    Both objects are whole."""
+    async with node(tmp_path, server, small_disk / "spool") as work:
+        growing = {}
+        for speaker in ("al", "bo"):
+            folder = small_disk / "spool" / TASK / f"{speaker}_1"
+            folder.mkdir(parents=True)
+            growing[speaker] = Growing(folder / "00000001.flv", stream(260, filters="noise=alls=5:allf=t"))
+            growing[speaker].until(205_000)
+            work.capture(_job(speaker), 1, lambda _: None)
+        peak_bytes = 0
+        for second in range(210, 265, 10):
+            for each in growing.values():
+                each.until(second * 1_000)
+            until_ms = BEGAN_MS + second * 1_000 - following.LAG_MS - 25_000
+            await waiting.until(lambda until_ms=until_ms: all(_joined_ms(each) >= until_ms for each in growing.values()), 30)
+            peak_bytes = max(peak_bytes, used_bytes(small_disk))
+        made = await asyncio.gather(*(work.transcode(_job(name), 2, [_told(each)]) for name, each in growing.items()))
+        peak_bytes = max(peak_bytes, used_bytes(small_disk))
+        assert peak_bytes < 100 * MIB
+        for speaker, output in zip(growing, made, strict=True):
+            assert not output.earlier
+            await work.upload(_job(speaker, output), None, _nothing)
+            data = server.objects[f"p/{TASK}/{speaker}_1.mp4"]
+            assert (len(data), str(fastcrc.crc64.xz(data))) == (output.size_bytes, output.crc64)
+            assert output.duration_ms == pytest.approx(260_000, abs=1_000)
+
+
+def _joined_ms(growing: Growing) -> float:
+    """Up to when the media of a segment is in the file (Unix ms)."""
+    known = pieces.of(growing.path.parent)
+    return known[-1].begin.live_ms if known and known[-1].begin else float(BEGAN_MS)
+
+
+def test_the_rest_of_a_segment_begins_with_each_track(tmp_path: Path) -> None:
+    """A reading from the middle of a segment takes the packets of each kind that are in no piece, and no other ones."""
+    growing = Growing(tmp_path / "00000001.flv", stream(10))
+    growing.until(12_000)
+    reader = flv.TagReader(growing.path)
+    tags = [tag for _ in range(100) for tag in reader.read()]
+    reader.close()
+    picture = next(tag for tag in tags if tag.is_key and tag.is_media and tag.timestamp_ms > 4_000)
+    sound = [tag for tag in tags if tag.kind == flv.AUDIO and tag.offset > picture.offset][3]
+    kinds = {flv.VIDEO: picture.offset, flv.AUDIO: sound.offset}
+    begin = rest.Begin(epoch=1, offset=picture.offset, record=tags.index(picture), kinds=kinds, live_ms=0.0)
+    placed = placed_pass.read(survey.Survey(), growing.path, frozenset(kinds), begin)
+    assert placed is not None
+    left = {kind: sum(tag.kind == kind and tag.offset >= from_ for tag in tags) for kind, from_ in kinds.items()}
+    assert {kind: track.packets for kind, track in placed.placement.tracks.items()} == left
+    assert placed.placement.begins_ms == pytest.approx(BEGAN_MS + picture.timestamp_ms, abs=100)
