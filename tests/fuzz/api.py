@@ -43,7 +43,7 @@ OPEN_AT_ONCE = 8
 MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
 # A full disk, a service that is not ready, a speaker without media yet: the only 5xx that the service may give.
 ALLOWED = {("POST", "/sessions", 507), ("GET", "/readyz", 503), ("GET", "/sessions/{TaskId}/live", 503)}
-CALLBACKS, REPLAY = "/trtc/callbacks", "/sessions/{TaskId}/replay"
+CALLBACKS, REPLAY, RESEND = "/trtc/callbacks", "/sessions/{TaskId}/replay", "/sessions/{TaskId}/resend"
 # Operations whose success needs what these requests cannot make: a speaker who is live, further nodes, dead letters, a first key.
 # tests/e2e/test_live_view.py, tests/integration/test_nodes_api.py and test_operators_api.py see them succeed.
 REFUSED = (
@@ -79,6 +79,7 @@ class Run:
     failures_5xx: list[str] = field(default_factory=list)
     task_ids: list[str] = field(default_factory=lambda: ["01JBX5Q9V7T3M8K2C4D6F8H0ZW"])
     lasting: str = ""
+    ended: str = ""
     slowest_s: float = 0.0
     session: requests.Session = field(default_factory=requests.Session)
     dice: random.Random = field(default_factory=random.Random)
@@ -92,6 +93,7 @@ class Run:
         operations = [found.ok() for found in schema.get_all_operations()]
         self.operations = [operation.label for operation in operations]
         self._open_lasting()
+        self._end_one()
         for number in itertools.count():
             for operation in operations:
                 for mode in MODES:
@@ -163,6 +165,8 @@ class Run:
             return
         if "TaskId" in (case.path_parameters or {}):
             case.path_parameters["TaskId"] = self.dice.choice(self.task_ids)
+        if case.path == RESEND:
+            case.path_parameters["TaskId"] = self.ended
         if case.path == REPLAY and isinstance(case.body, dict):
             case.path_parameters["TaskId"] = self.lasting
             for name in ("N", "Speaker", "From"):
@@ -181,6 +185,15 @@ class Run:
                 case.body.pop(name, None)
         if case.headers is not None and self.dice.random() < USUAL:
             case.headers.pop("Idempotency-Key", None)
+
+    def _end_one(self) -> None:
+        """End a session, whose result can be sent again: whether another one has ended by then depends on the machine."""
+        start = {"SdkAppId": worlds.APP, "StrRoomId": "ended", "UserId": "ended", "UserSig": "any", "CosConfig": COS}
+        start |= {"Callback": "https://receiver.invalid/result"}
+        started = self.session.post(f"{self.url}/sessions", json=start, headers=self._authorization(), timeout=TIMEOUT_S)
+        self.ended = started.json()["TaskId"]
+        answer = self.session.post(f"{self.url}/sessions/{self.ended}/stop", headers=self._authorization(), timeout=TIMEOUT_S)
+        assert answer.status_code == requests.codes.accepted, answer.text
 
     def _open_lasting(self) -> None:
         """Open a session that stays open, with a recording that waits for its stream: replays need one."""
