@@ -41,7 +41,7 @@ class Begin:
     mode: str
     part: Path
     bound_bytes: int = 0
-    look_every_s: float = LOOK_EVERY_S
+    look_every_s: float = 0.0  # 0: LOOK_EVERY_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,8 +164,9 @@ async def _finished(
     """Look at the recording every few seconds until it ends; None if nobody wants its file any more. A piece waits for ever: what
     it releases cannot be made again."""
     idle_s = float("inf") if begin.bound_bytes else IDLE_S
+    look_every_s = begin.look_every_s or LOOK_EVERY_S
     grown_s = time.monotonic()
-    look_s = grown_s + random.uniform(0, begin.look_every_s)  # noqa: S311 - no secret: recordings that begin together do not stay so
+    look_s = grown_s + random.uniform(0, look_every_s)  # noqa: S311 - no secret: recordings that begin together do not stay so
     while time.monotonic() - grown_s < idle_s:
         try:
             async with asyncio.timeout(max(0.0, look_s - time.monotonic())):
@@ -176,7 +177,7 @@ async def _finished(
                 continue
             async with looks:
                 grown = await recording.look()
-            look_s = time.monotonic() + begin.look_every_s
+            look_s = time.monotonic() + look_every_s
             if grown:
                 grown_s = look_s
             continue

@@ -52,7 +52,7 @@ class Followers:
         *,
         processes: int = 1,
         after_s: float = AFTER_S,
-        look_every_s: float = follower_process.LOOK_EVERY_S,
+        look_every_s: float = 0.0,
     ) -> None:
         """A recording is followed when it has lasted `after_s`, by one of so many processes."""
         self._ffmpeg = ffmpeg
