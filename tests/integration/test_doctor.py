@@ -142,7 +142,7 @@ async def test_spool_space(world: World) -> None:
 
 @doctor_world.SQLITE
 async def test_spool_policy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A spool that is to be bounded on a file system that cannot release bytes keeps everything, and doctor says so."""
+    """An embedded engine keeps everything on a spool whose file system cannot release bytes, and doctor says so."""
     world.environ["SPOOL_POLICY"] = "bounded"
     world.spool.mkdir(parents=True)
     assert await world.broken() == []

@@ -41,7 +41,10 @@ BY_METHOD = {
     # These are methods of other objects here.
     "resolve": "", "group": "", "owner": "",
 }  # fmt: skip
-BY_FUNCTION = {"shutil.disk_usage": "statvfs", "shutil.which": "", "fcntl.flock": "", "fcntl.LOCK_EX": "", "fcntl.LOCK_NB": ""}
+BY_FUNCTION = {
+    "shutil.disk_usage": "statvfs", "shutil.which": "", "fcntl.flock": "", "fcntl.LOCK_EX": "", "fcntl.LOCK_NB": "",
+    "fcntl.fcntl": "", "fcntl.F_SETPIPE_SZ": "",  # of a pipe
+}  # fmt: skip
 MODULES = frozenset(("shutil", "fcntl", "mmap", "tempfile", "io", "fileinput", "filecmp", "glob"))
 
 
