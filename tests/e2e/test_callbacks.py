@@ -249,6 +249,7 @@ async def test_a_restart_between_two_of_a_kind(world: World) -> None:
     await scene.recordings("Recording")
     (entered,) = [m for m in messages(scene) if m.event_type == callbacks.AUDIO_ON]
     await world.service.kill()
+    await live_for(1)  # a pause of 0.3 s is no gap yet
     await world.service.start()
     await waiting.until(lambda: speaker.viewers, 15, "the next pull")
     body = entered.attempts[0].body

@@ -84,12 +84,14 @@ async def test_followed_recordings_survive_kills_and_restarts(world: World, room
     followers = service_process.children(world.service.pid)
     await world.service.kill()
     await waiting.until(lambda: not [p for p in followers if Path(f"/proc/{p}").exists()], 5, "followers to die with the service")
+    await live_for(1)  # a pause of 0.3 s is no gap yet
     await world.service.start()
     await recording(rooms)
     await speakers["muted"].mute_audio()
     await speakers["late"].unmute_video()
     await live_for(2)
     await world.service.stop()
+    await live_for(1)  # a pause of 0.3 s is no gap yet
     await world.service.start()
     await speakers["muted"].unmute_audio()
     await recording(rooms)

@@ -101,6 +101,7 @@ async def test_kill(world: World, tmp_path: Path, capture: str) -> None:
     world.simulator.cos.faults.set()
     for speaker in stalled:
         speaker.resume()
+    await live_for(1)  # a pause of 0.3 s is no gap yet
     await world.service.start()
     live = [by_state[state] for state in ("Joining", "Recording")]
     await asyncio.gather(*(scene.recordings("Recording", "Recording") for scene in live))

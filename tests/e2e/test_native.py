@@ -38,6 +38,7 @@ async def test_two_files_are_on_one_timeline_after_a_kill(world: World) -> None:
     await scene.recordings("Recording", "Recording")
     await live_for(2)
     await world.service.kill()
+    await live_for(1)  # a pause of 0.3 s is no gap yet
     await world.service.start()
     world.point_callbacks()
     await waiting.until(lambda: all(live.pulls[-1][1] > time.monotonic() for live in lives.values()), 30, "new pulls")
