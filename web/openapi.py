@@ -45,6 +45,7 @@ TRTC_CALLBACK: Json = {
 }
 # Events whose schema is a request body; those of results describe Result.Data.
 REQUESTS = ("start", "stop", "replay", "resend")
+OBJECTS = ("Manifest", "ManifestRecording")  # in the bucket, and in no answer
 # Errors that any route can answer: see web.middleware and web.responses.
 ANYWHERE = (401, 403, 429, 500, 503)
 # FastAPI's own form of an invalid query, which `responses` replaces by 400.
@@ -123,7 +124,8 @@ def _failure(status: int) -> Json:
 def _event_schemas() -> Json:
     defs = codec.schemas()["$defs"]
     wanted = (*REQUESTS, *codec.types("out"))
-    found: Json = {n: _published(schema) for n, schema in defs.items() if n in wanted or "x-direction" not in schema}
+    shared = [name for name, schema in defs.items() if "x-direction" not in schema and name not in OBJECTS]
+    found: Json = {name: _published(defs[name]) for name in (*shared, *wanted)}
     nothing = {"type": "object", "description": "Nothing: the path names the session.", "additionalProperties": False}
     bodies = {f"{name}-body": _without_task_id(found[name]) for name in ("replay", "resend")}
     return {**found, **bodies, "stop-body": nothing, "TrtcCallback": TRTC_CALLBACK}

@@ -22,7 +22,6 @@ async def carry_out(engine: str, folder: Path, content: Path, part: int) -> list
     assert not failed, "\n".join(failed)
     assert report.too_much_lost(outcomes) == []
     assert all(len(outcome.covers) == len(worlds.SPEAKERS) for outcome in outcomes), "every file was examined"
-    assert any(outcome.media_lost_s for outcome in outcomes), "a kill hit a capture"
     assert any(any(outcome.followed) for outcome in outcomes), "a follower made a file"
     return outcomes
 
@@ -43,6 +42,7 @@ async def test_every_failpoint_on_one_node(tmp_path: Path, loops: Path) -> None:
     """On the embedded engine, a kill, freeze or failure at any failpoint loses, doubles and leaves nothing, and a kill costs no
     more media than the capture promises."""
     outcomes = await carry_out(plans.EMBEDDED, tmp_path, loops, part=1)
+    assert any(outcome.media_lost_s for outcome in outcomes), "a kill hit a capture"
     assert sorted(set(plans.points(plans.EMBEDDED)) - struck(outcomes)) == []
 
 

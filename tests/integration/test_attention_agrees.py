@@ -180,17 +180,23 @@ async def _refused_often(world: World) -> None:
         await _retry(world, job_key.DeliveryKey(task_id, 1))
 
 
-async def _with_result(world: World) -> str:
-    """A session whose result is to be posted."""
-    task_id = await test_stuck.started(world.service, Callback="https://example.com/x")
+async def _no_manifest(world: World) -> None:
+    await _post_fails(
+        world, await _with_result(world, Manifest=True), 1, reason="gone", again=False, number=model.MANIFESTS_FROM + 1
+    )
+
+
+async def _with_result(world: World, **start: Any) -> str:
+    """A session whose result is to be delivered."""
+    task_id = await test_stuck.started(world.service, **(start or {"Callback": "https://example.com/x"}))
     await world.service.ask("POST", f"/sessions/{task_id}/stop", json={})
     return task_id
 
 
-async def _post_fails(world: World, task_id: str, epoch: int, *, reason: str, again: bool) -> None:
-    assert await world.service.store.leases.take(job_key.DeliveryKey(task_id, 1), epoch, "node", model.HOUR)
+async def _post_fails(world: World, task_id: str, epoch: int, *, reason: str, again: bool, number: int = 1) -> None:
+    assert await world.service.store.leases.take(job_key.DeliveryKey(task_id, number), epoch, "node", model.HOUR)
     failed = {"Reason": reason, "Detail": "The receiver refused it.", "Retry": again}
-    await world.service.say("callback-failed", TaskId=task_id, Revision=1, Epoch=epoch, **failed)
+    await world.service.say("callback-failed", TaskId=task_id, Revision=number, Epoch=epoch, **failed)
 
 
 async def _capture_ends(world: World, task_id: str, epoch: int, reason: str) -> None:
@@ -231,6 +237,7 @@ CASES = (
     Case("tried-often", _tried_often),
     Case("not-taken", _not_taken),
     Case("lease-over", _lease_over),
+    Case("no-manifest", _no_manifest),
     Case("not-delivered", _not_delivered),
     Case("refused-often", _refused_often),
 )

@@ -78,9 +78,9 @@ ADDED_TO_COS_CONFIG = ("StorageClass", "ServerSideEncryption", "SSEKMSKeyId", "T
 # Additions since the release: fields of answers, and parameters (which clients may leave out) and statuses of operations.
 ADDED_FIELDS = {
     "Sessions": ("Attention",),
-    "Session": ("RecordingsNext", "TimelineNext", "ResultsNext", "UserData", "CallbackEvents"),
+    "Session": ("RecordingsNext", "TimelineNext", "ResultsNext", "UserData", "CallbackEvents", "Manifest"),
     "SessionLine": ("UserData",),
-    "start": ("UserData", "CallbackEvents"),
+    "start": ("UserData", "CallbackEvents", "Manifest"),
     **dict.fromkeys(
         ("recording-done", "failed-recording", "failed-transcode", "failed-cos-write", "session-finished"), ("UserData",)
     ),
