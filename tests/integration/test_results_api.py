@@ -160,7 +160,8 @@ async def test_one_result_wakes_every_waiter(service: Service) -> None:
 async def following(service: Service, *words: str) -> AsyncIterator[asyncio.StreamReader]:
     """Run `recorder results --follow …` as a process; yields its output."""
     environ = {"RECORDER_URL": service.url, "PYTHONPATH": str(ROOT)}
-    command = "from cli import app; app.app(prog_name='recorder')"
+    # Ctrl-C ends it although a shell that runs the tests in the background ignores it.
+    command = "import signal; signal.signal(2, signal.default_int_handler); from cli import app; app.app(prog_name='recorder')"
     program = (sys.executable, "-c", command, "results", "--follow", *words)
     process = await asyncio.create_subprocess_exec(*program, stdout=asyncio.subprocess.PIPE, env=environ)
     assert process.stdout is not None
