@@ -117,7 +117,8 @@ async def test_a_scrape_shows_the_captures_of_a_node(node: nodes.Node) -> None:
     found = scrapes.series(text)
     assert (found['recorder_jobs_running{kind="capture"}'], found["recorder_leases_held"]) == (CAPTURES, CAPTURES)
     assert found["recorder_capture_bytes_total"] - before["recorder_capture_bytes_total"] == CAPTURES * 1_000_000
-    assert found.keys() - before.keys() == set()
+    # The first scrape itself is counted once its answer has been read.
+    assert [name for name in found.keys() - before.keys() if 'route="/metrics"' not in name] == []
     node.worker.leases.jobs.clear()
     assert await scrapes.promtool("check", "metrics", given=text.encode()) == (0, "")
 
