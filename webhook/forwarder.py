@@ -142,8 +142,14 @@ class CallbackForwarder:
             at_once = min(len(receiver.line), 1 if receiver.failures else AT_ONCE)
             receiver.batch = [receiver.line.popleft() for _ in range(at_once)]
             receiver.size_bytes -= sum(len(each.body) for each in receiver.batch)
-            done = await asyncio.gather(*(self._post(receiver, each) for each in receiver.batch))
-            again = [each for each, ended in zip(receiver.batch, done, strict=True) if not ended]
+            async with asyncio.TaskGroup() as group:
+                posts = []
+                for each in receiver.batch:
+                    posts.append(group.create_task(self._post(receiver, each)))
+                    await asyncio.sleep(
+                        0
+                    )  # one in each turn of the event loop: what TRTC asks meanwhile waits for one, not for all
+            again = [each for each, post in zip(receiver.batch, posts, strict=True) if not post.result()]
             receiver.line.extendleft(reversed(again))
             receiver.size_bytes += sum(len(each.body) for each in again)
             receiver.batch = []
