@@ -87,10 +87,11 @@ class Bounded:
         places = piece_uploads.Places(folder=self.folder, target=self.target, connect=connect)
         return piece_uploads.PieceUploads(self._uploader, places)
 
-    async def grow(self, segment: Growing, seconds: range, *, upload: bool = True) -> None:
-        """The segment grows by one second after the other; follower and uploads look each time."""
+    async def grow(self, segment: Growing, seconds: range, *, upload: bool = True, pause_s: float = 0.0) -> None:
+        """The segment grows by one second after the other; follower and uploads look each time. `pause_s` is for ffmpeg."""
         for second in seconds:
             segment.until(second * 1_000)
+            await waiting.passed(pause_s)
             await self.follower.look()
             if upload:
                 await self.uploads.look()
@@ -204,7 +205,7 @@ async def test_a_crash_cuts_the_file_in_two(
     with monkeypatch.context() as broken:
         broken.setattr(STEPS[step], _crash)
         with pytest.raises(Crash):
-            await bounded.grow(segment, range(50, 64))
+            await bounded.grow(segment, range(50, 64), pause_s=0.1 * waiting.patience())
     await bounded.follower.stop()
     bounded.restart()
     bounded.follower.add(segment.path)
