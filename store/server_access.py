@@ -16,6 +16,8 @@ from store import outages
 
 # A process that freezes inside a transaction keeps its row locks until the server ends it. The recorder never idles in one.
 IDLE_IN_TRANSACTION_MS = 5_000
+# A pooler whose other clients come and go may give a connection its server again by chance.
+_LOOKS = 3
 _RIGHTS = text(
     "SELECT current_setting('transaction_read_only'), current_schema(), has_schema_privilege(current_schema(), 'CREATE')"
 )
@@ -75,12 +77,13 @@ async def check_migratable(connection: AsyncConnection) -> None:
 
 
 async def _changes_servers(connection: AsyncConnection, pid: int) -> bool:
-    await connection.rollback()
     try:
-        async with connection.engine.connect() as other:
-            if (await other.execute(_FACTS)).one()[1] == pid:
-                return True
-            return bool((await connection.execute(_FACTS)).one()[1] != pid)
+        for _ in range(_LOOKS):
+            await connection.rollback()
+            async with connection.engine.connect() as other:
+                if (await other.execute(_FACTS)).one()[1] == pid or (await connection.execute(_FACTS)).one()[1] != pid:
+                    return True
+        return False
     except exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) in outages.UNPREPARED:
             return True
