@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from tencent import cos_target
 log = structlog.get_logger()
 
 _ALWAYS_MS = 9_007_199_254_740_991
+Make = Callable[[Sequence[transcode.SegmentFile], str, Path], Awaitable[transcode.TranscodeOutput]]
+"""Makes the finished file of segments: in which mode, and where."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +38,14 @@ class Job:
     target: Callable[[int], cos_target.CosTarget]
 
 
-async def finish(job: Job, transcoder: transcode.Transcoder) -> model.Output | None:
+async def finish(job: Job, make: Make) -> model.Output | None:
     """The output of a recording that has pieces; None for one without any. Nobody may write its pieces any more. Raises
     errors.TranscodeFailed."""
     with transcode.storage_errors():
         found = await file_threads.BULK.run(pieces.settled, job.output.parent)
     if not found:
         return None
-    made, earlier = await _rest(job, transcoder, found)
+    made, earlier = await _rest(job, make, found)
     with transcode.storage_errors():
         if made is None:
             last = found[-1]
@@ -53,14 +55,12 @@ async def finish(job: Job, transcoder: transcode.Transcoder) -> model.Output | N
     return _told(made, earlier, job)
 
 
-async def _rest(
-    job: Job, transcoder: transcode.Transcoder, found: Sequence[pieces.Piece]
-) -> tuple[model.Output | None, Sequence[pieces.Piece]]:
+async def _rest(job: Job, make: Make, found: Sequence[pieces.Piece]) -> tuple[model.Output | None, Sequence[pieces.Piece]]:
     """The file of what is in no piece, None if there is nothing, and the pieces before it."""
     if found[-1].begin is None:
         return None, found[:-1]
     try:
-        made = await transcoder.transcode(pieces.left(job.files, found[-1].begin), job.mode, job.output)
+        made = await make(pieces.left(job.files, found[-1].begin), job.mode, job.output)
     except errors.TranscodeFailed as error:
         if error.reason != Reason.NO_MEDIA:
             raise

@@ -160,6 +160,13 @@ class NodeWork:
         self.live_uploads.finished(recording, epoch, finished.moved_bytes)
         return finished.made
 
+    async def _transcode_whole(
+        self, files: Sequence[transcode.SegmentFile], mode: str, output: Path
+    ) -> transcode.TranscodeOutput:
+        """Transcode segments that nobody followed; such a transcode takes a CPU."""
+        async with self._whole:
+            return await self._transcoder.transcode(files, mode, output)
+
     def live_pids(self) -> list[int]:
         """Process ids of the running captures' ffmpegs."""
         return self._captures.live_pids()
@@ -208,12 +215,11 @@ class NodeWork:
             await file_threads.BULK.run(self._spool.remove_parts, *names, epoch)
         target = functools.partial(self._target, job)
         work = piece_work.Job(files=files, mode=value.mode, epoch=epoch, output=output, target=target)
-        if (whole := await piece_work.finish(work, self._transcoder)) is not None:
+        if (whole := await piece_work.finish(work, self._transcode_whole)) is not None:
             await self.live_uploads.drop(value.key.text, abort=False)
             return whole
         if made is None:
-            async with self._whole:
-                made = await self._transcoder.transcode(files, value.mode, output)
+            made = await self._transcode_whole(files, value.mode, output)
             await self.live_uploads.drop(value.key.text)  # only now: COS may be slow
         return made.stored(epoch)
 

@@ -132,9 +132,12 @@ async def _follow(begin: Begin, told: asyncio.Queue[Any], looks: asyncio.Semapho
     recording = following.Following(begin.ffmpeg, begin.mode, begin.part)
     finished, why = None, ""
     try:
-        if begin.bound_bytes:
-            recording = await file_threads.BULK.run(_rest, begin)
-        finished = await _finished(recording, told, looks, begin)
+        try:
+            if begin.bound_bytes:
+                recording = await file_threads.BULK.run(_rest, begin)
+            finished = await _finished(recording, told, looks, begin)
+        finally:
+            await recording.stop()
     except following.GaveUp as error:
         why = str(error)
     except errors.TranscodeFailed as error:
@@ -143,13 +146,11 @@ async def _follow(begin: Begin, told: asyncio.Queue[Any], looks: asyncio.Semapho
         why = f"a file could not be read or written: {error.strerror}"
     except Exception as error:  # noqa: BLE001 - not swallowed: the node logs it
         why = f"it failed: {error!r}"
-    finally:
-        await recording.stop()
     answer(Answer(number=begin.number, finished=finished, why=why))
 
 
 def _rest(begin: Begin) -> following.Following:
-    """Follows what is in no piece yet (blocking). Raises GaveUp, OSError, ValueError and KeyError."""
+    """Follows what is in no piece yet (blocking). Raises GaveUp and OSError."""
     known = pieces.settled(begin.part.parent)
     if known and known[-1].begin is None:
         raise following.GaveUp("its file is whole already")

@@ -244,6 +244,9 @@ class _Follower:
             if self._wanted:
                 self._number = next(_NUMBERS)
                 await self._once()
+        if self._followed.bound_bytes and self._wanted:
+            kept = "Its segments stay on the spool until it is Done; follower.gave_up says why."
+            log.warning("follower.ended_often", recording=self._followed.recording, times=runs, detail=kept)
 
     async def _once(self) -> None:
         """Let a process follow the recording, wait for the answer, and remove what a process that died has left."""

@@ -10,6 +10,7 @@ has one piece, its whole file. Where following could not go on, the piece ends a
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from typing import Any
 import fastcrc
 
 from machine import model
-from media import crc64, fragments, joiner, rest
+from media import crc64, fragments, joiner, rest, transcode
 
 NOTE_SUFFIX, UPLOAD_SUFFIX = ".json", ".upload"
 _NAME = re.compile(r"\d{8,}\.p(\d+)\.mp[34](?:\.json)?")
@@ -63,27 +64,28 @@ class Piece:
 
 
 def of(folder: Path) -> list[Piece]:
-    """The pieces in a recording's folder, in their order (blocking). Raises OSError, and ValueError or KeyError for a damaged
-    note."""
-    found = []
+    """The pieces in a recording's folder, in their order (blocking). Raises OSError, for a damaged note too."""
     names = os.listdir(folder) if folder.is_dir() else []
-    for name in names:
-        if name.endswith(NOTE_SUFFIX) and _NAME.fullmatch(name):
-            read = json.loads((folder / name).read_text("utf-8"))
-            found.append(
-                Piece(
-                    number=number_of(folder / name),
-                    path=folder / name.removesuffix(NOTE_SUFFIX),
-                    size_bytes=int(read["size_bytes"]),
-                    spare_bytes=int(read["spare_bytes"]),
-                    head_bytes=int(read["head_bytes"]),
-                    crc64=int(read["crc64"]),
-                    output=model.Output.from_json(read["output"]),
-                    begin=rest.Begin.from_json(read["begin"]) if read["begin"] else None,
-                    settled=bool(read["settled"]),
-                )
-            )
+    found = [_noted(folder / name) for name in names if name.endswith(NOTE_SUFFIX) and _NAME.fullmatch(name)]
     return sorted(found, key=lambda piece: piece.number)
+
+
+def _noted(note: Path) -> Piece:
+    try:
+        read = json.loads(note.read_text("utf-8"))
+        return Piece(
+            number=number_of(note),
+            path=note.with_name(note.name.removesuffix(NOTE_SUFFIX)),
+            size_bytes=int(read["size_bytes"]),
+            spare_bytes=int(read["spare_bytes"]),
+            head_bytes=int(read["head_bytes"]),
+            crc64=int(read["crc64"]),
+            output=model.Output.from_json(read["output"]),
+            begin=rest.Begin.from_json(read["begin"]) if read["begin"] else None,
+            settled=bool(read["settled"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise OSError(errno.EIO, f"The note of a piece is damaged ({error!r})", str(note)) from error
 
 
 def settled(folder: Path) -> list[Piece]:
@@ -153,12 +155,7 @@ def write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    fresh.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    transcode.give_name(fresh, path)
 
 
 def begin_of(begin: rest.Begin | None, path: Path) -> rest.Begin | None:

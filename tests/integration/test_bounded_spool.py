@@ -219,7 +219,7 @@ async def test_a_crash_cuts_the_file_in_two(
     job = piece_work.Job(
         files=[segment.whole], mode=mode, epoch=2, output=folder / f"finished.00000002.{extension}", target=bounded.target
     )
-    made = await piece_work.finish(job, transcoder)
+    made = await piece_work.finish(job, transcoder.transcode)
     assert made is not None
     outputs = [*(file.output for file in made.earlier), made]
     assert len(outputs) > 1
