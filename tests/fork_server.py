@@ -147,11 +147,13 @@ def shared() -> ForkServer:
     return made
 
 
-def _become(order: dict[str, Any], output: int, errors: int) -> None:
+def _become(order: dict[str, Any], output: int, errors: int, server: int) -> None:
     """Turn the forked process into the command. Does not return."""
     code: object = 1
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != server:  # It was killed before the line above: no signal comes.
+            os._exit(1)
         os.environ.clear()
         os.environ.update(order["Environment"])
         for number, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, errors)):
@@ -182,9 +184,9 @@ def _serve(asked: socket.socket) -> None:
             if not text:
                 return
             output, errors, pipe = descriptors
-            pid = os.fork()
+            server, pid = os.getpid(), os.fork()
             if pid == 0:
-                _become(json.loads(text), output, errors)
+                _become(json.loads(text), output, errors, server)
             os.close(output)
             os.close(errors)
             pipes[pid] = pipe
