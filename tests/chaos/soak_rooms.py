@@ -65,13 +65,16 @@ class Rooms:
         task_id = str((await self._world.service.post("/sessions", self._world.request(name, Mode="00")))["TaskId"])
         self.tally.started += 1
         room = self._world.simulator.create_room(APP, name)
-        speakers = await self._live(room, chance)
-        if chance.random() < 0.3:
-            await self._world.service.post(f"/sessions/{task_id}/stop")
-            expected = "Stopped"
-        else:
-            expected = "RoomDestroyed"
-        await room.dismiss()
+        try:
+            speakers = await self._live(room, chance)
+            if chance.random() < 0.3:
+                await self._world.service.post(f"/sessions/{task_id}/stop")
+                expected = "Stopped"
+            else:
+                expected = "RoomDestroyed"
+        finally:
+            # Also after a fault: the next session needs the room empty.
+            await room.dismiss()
         finished = await self._world.service.finished(task_id, FINISH_S)
         await waiting.until(lambda: self._posts(name, task_id), 30, f"the result of {task_id}", every_s=0.2)
         await self._judge(name, finished, expected, speakers)
