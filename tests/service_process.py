@@ -111,14 +111,14 @@ class ServiceProcess:
         """A session, from the API."""
         return await self.get(f"/sessions/{task_id}")
 
-    async def finished(self, task_id: str, timeout_s: float = 40) -> Any:
-        """Wait until the session is Finished; returns it."""
+    async def finished(self, task_id: str, timeout_s: float = 40, every_s: float = 0.2) -> Any:
+        """Wait until the session is Finished, with a request `every_s`; returns it."""
 
         async def look() -> Any:
             found = await self.session(task_id)
             return found if found["State"] == "Finished" else None
 
-        return await waiting.until(look, timeout_s, f"{task_id} to be Finished; see {self.log}", every_s=0.2)
+        return await waiting.until(look, timeout_s, f"{task_id} to be Finished; see {self.log}", every_s=every_s)
 
     async def states(self, task_id: str) -> list[str]:
         """The states of the session's recordings."""
