@@ -96,6 +96,8 @@ class Soak:
         backend = self.world.backend = backends.make(self._plan.engine, folder / "data")
         settings = self.world.settings() | backend.settings | {"KEEP_MESSAGES": keep, "KEEP_SESSIONS": keep, "KEEP_FAILED": "1h"}
         settings |= {"LINGER": f"{soak_rooms.LINGER_S:g}s", "IDLE_TIMEOUT": "30s", "SOAK_TASKS": str(self._tasks_file)}
+        # The usual reserve of 300 captures is 75 GB; sound of minutes needs less than a megabyte.
+        settings |= {"CAPTURE_RESERVE": "4MB"}
         self.world.service = service_process.ServiceProcess(folder, settings)
         self.world.service.program = "from tests.chaos import soak_sampler; soak_sampler.main()"
         await self.world.service.start()

@@ -21,6 +21,8 @@ FINISH_S = 180.0
 # With 150 rooms, requests five times a second would be the load that is measured.
 ASK_EVERY_S = 2.0
 LINGER_S = 3.0
+# What the service refuses it may refuse for a while.
+REFUSED_S = 5.0
 
 
 @dataclass(slots=True)
@@ -62,6 +64,7 @@ class Rooms:
                 await self._session(name, chance)
             except AssertionError as error:
                 self.tally.faults.append(f"room {name}: {error}")
+                await _pass(REFUSED_S)
 
     async def _session(self, name: int | str, chance: random.Random) -> None:
         task_id = str((await self._world.service.post("/sessions", self._world.request(name, Mode="00")))["TaskId"])
