@@ -11,7 +11,6 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
@@ -216,7 +215,7 @@ def _of_worker(parts: Parts) -> dict[str, Gauge]:
     running, capacity = parts.worker, parts.capacity
     if running is None or capacity is None:
         return {}
-    limits: dict[str, Any] = {capacity_module.KINDS[type_]: number for type_, number in slots.of(parts.settings).items()}
+    limits = slots.by_kind(parts.settings)
     if parts.distributed and parts.settings.max_captures:
         limits[states.CAPTURE] = parts.settings.max_captures
     return {

@@ -89,6 +89,17 @@ class LiveUploads:
             return None
         return live.upload.state
 
+    def recordings(self) -> list[str]:
+        """The recordings whose files are uploaded, except in pieces: those are of use until their files are removed."""
+        return [recording for recording, live in self._uploads.items() if live.upload is not None]
+
+    async def leave(self, recording: str, saved_id: str) -> None:
+        """Forget the live upload of a recording that another node has. It is aborted, unless `saved_id` names it: the next upload
+        of the recording, on any node, goes on from there. The pieces of a bounded spool stay."""
+        live = self._uploads.get(recording)
+        if live is not None and live.upload is not None:
+            await self.drop(recording, abort=live.upload.state.upload_id != saved_id)
+
     async def drop(self, recording: str, *, abort: bool = True) -> None:
         """Forget a live upload, and abort it unless its object is complete."""
         live = self._uploads.pop(recording, None)

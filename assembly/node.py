@@ -27,6 +27,7 @@ import store.queries
 import store.schema
 import store.store
 from assembly import database, encryption_keys, gauges, live_views, node_report, operations, policy, slots, start_checks, tracing
+from assembly import object_places as places
 from assembly import work as node_work
 from assembly.identity import VERSION, new_id
 from config import settings as settings_module
@@ -37,7 +38,7 @@ from tencent import credentials, trtc_callbacks
 from web import app as web_app
 from web import attention_watch, http_server
 from webhook import forwarder, sender
-from worker import capacity, command_handlers, cpu_usage, janitor, worker
+from worker import capacity, command_handlers, cpu_usage, follow_watch, janitor, worker
 
 log = structlog.get_logger()
 
@@ -104,7 +105,7 @@ class Node:
         check_capacity = workers.check if self._distributed else space.check
         checks = start_checks.StartChecks(self.settings, work, chain, check_capacity, self._clock)
         decider = dispatch.Decider(self.store, self._context(), checks.check)
-        parts = [*self._workers(work, space), *self._machines(), self._bus(decider), *self._capacity(work, free, space)]
+        parts = [*self._workers(work, space), *self._machines(), self._bus(decider, work), *self._capacity(work, free, space)]
         intake = callback_intake.CallbackIntake(self.store.presence, decider.decide)
         self.forwarder = self._forwarder(lambda: intake.busy)
         parts.append(self.forwarder)
@@ -195,8 +196,9 @@ class Node:
             policy=self._policy,
             new_id=new_id,
             shared_spool=self._shared,
-            object_url=node_work.object_url,
-            manifest_url=node_work.manifest_url,
+            several=self._distributed,
+            object_url=places.url,
+            manifest_url=places.manifest_url,
             mints=lambda sdk_app_id: sdk_app_id in keys,
             user_per_speaker=self.settings.pull_user == "per-speaker",
         )
@@ -222,8 +224,9 @@ class Node:
         reserve_bytes = self.settings.capture_reserve_bytes
         space.expected_bytes = lambda: made.running(states.CAPTURE) * work.bound_bytes or made.expected_bytes(reserve_bytes)
         cleaner = janitor.Janitor(self.store, work, policy=self._policy, clock=self._clock, node=place)
-        self._tasks += [made.leases.task, cleaner.task]
-        return [made, cleaner]
+        watch = follow_watch.FollowWatch(self.store, work, node=self.node, jobs=made.leases.jobs)
+        self._tasks += [made.leases.task, cleaner.task, watch.task]
+        return [made, cleaner, watch]
 
     def _machines(self) -> list[Any]:
         sweep = sweeper.Sweeper(
@@ -239,12 +242,13 @@ class Node:
         self._tasks += [sweep.sweep, sweep.cleaning]
         return [sweep]
 
-    def _bus(self, decider: dispatch.Decider) -> Any:
+    def _bus(self, decider: dispatch.Decider, work: node_work.NodeWork) -> Any:
         async def on_command(command: Any) -> None:
             if self.worker is None or self.capacity is None:
                 return
             do = functools.partial(command_handlers.handle, self.worker, command)
-            await self.capacity.admit(command.type, do, command.data["TaskId"])
+            followed = command.type == capacity.START_TRANSCODE and work.follows(job_key.RecordingKey.of(command.data))
+            await self.capacity.admit(command.type, do, command.data["TaskId"], followed=followed)
 
         handlers: Any = {"on_event": decider.decide_from_bus, "on_command": on_command, "on_invalid": decider.refuse_invalid}
         if not self._distributed:
@@ -261,6 +265,7 @@ class Node:
                 **handlers,
                 keyring=self._keyring,
                 prefix=self.settings.amqp_prefix,
+                shared_spool=self._shared,
             )
         return self.bus
 
@@ -280,8 +285,9 @@ class Node:
             slots=taken,
             pause=self.bus.pause,
             resume=self.bus.resume,
-            running=made.running,
+            running=lambda kind: made.running(kind) - (work.gave_up if kind == capacity.FOLLOWED else 0),
             running_of=made.running_of,
+            follows=lambda: work.followers.count > 0,
             freed=made.freed,
             live=live,
             measure=free.measure,

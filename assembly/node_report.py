@@ -9,7 +9,7 @@ from assembly.identity import VERSION
 from config import settings as settings_module
 from machine import nodes, states
 from store import nodes as node_rows
-from worker import capacity, worker
+from worker import worker
 
 
 def of(settings: settings_module.Settings, made: worker.Worker | None, *, port: int, started_ms: int) -> nodes.NodeReport:
@@ -17,8 +17,7 @@ def of(settings: settings_module.Settings, made: worker.Worker | None, *, port: 
     slots."""
     host = socket.gethostname()
     reached = host if settings.host in ("", "0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
-    limits = {capacity.KINDS[type_]: limit for type_, limit in slots.of(settings).items()}
-    limits = {states.CAPTURE: settings.max_captures, **limits} if made is not None else {}
+    limits = {states.CAPTURE: settings.max_captures, **slots.by_kind(settings)} if made is not None else {}
     return nodes.NodeReport(
         host=host,
         address=settings.node_url or f"http://{reached}:{port}",

@@ -1,7 +1,7 @@
 """Slots of a worker: how many transcodes, uploads and deliveries it executes at a time, by command type.
 
 Rule: a transcode of whole segments takes a CPU. The end of a recording that was followed takes a tenth of a second, most of which
-it waits: such transcodes have slots of their own, so that 200 rooms may close at once.
+it waits: such transcodes have slots of their own, so that 200 rooms may close at once, and wait for no other one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from config import settings as settings_module
-from worker import cpu_usage
+from worker import capacity, cpu_usage
 
 # An upload is bound by the network and takes a thread; a delivery waits for the receiver and takes a socket.
 MIN_UPLOADS = 4
@@ -28,7 +28,15 @@ def of(settings: settings_module.Settings) -> dict[str, int]:
     """The settings TRANSCODES, UPLOADS and DELIVERIES; an unset one follows from the CPUs that this process may use."""
     cpus = math.ceil(cpu_usage.usable())
     return {
-        "start-transcode": whole(settings) + (FOLLOWED_PER_CPU * cpus if settings.follow else 0),
+        capacity.START_TRANSCODE: whole(settings),
+        capacity.FOLLOWED: FOLLOWED_PER_CPU * cpus,
         "start-upload": settings.uploads or max(MIN_UPLOADS, UPLOADS_PER_CPU * cpus),
         "send-callback": settings.deliveries or max(MIN_DELIVERIES, DELIVERIES_PER_CPU * cpus),
     }
+
+
+def by_kind(settings: settings_module.Settings) -> dict[str, int]:
+    """The same by the kind of job, as operators see them."""
+    found = of(settings)
+    found[capacity.START_TRANSCODE] += found.pop(capacity.FOLLOWED) if settings.follow else 0
+    return {capacity.KINDS[type_]: number for type_, number in found.items()}

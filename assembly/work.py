@@ -6,15 +6,16 @@ Rule: addresses and credentials stay inside these calls.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from assembly import live_uploads, piece_uploads, piece_work, slots, spool_policy
+from assembly import live_uploads, object_places, piece_uploads, piece_work, slots, spool_policy
 from config import settings as settings_module
 from events import requests
 from machine import (
@@ -83,6 +84,7 @@ class NodeWork:
         self.uploader = cos.CosUploader(slots.of(settings)["start-upload"], read=file_threads.BULK.run)
         self._transcoder = transcode.Transcoder(self._ffmpeg)
         self._whole = asyncio.Semaphore(slots.whole(settings))
+        self.gave_up = 0  # transcodes in progress that began as followed ones, and are of whole segments now
         secret = settings.callback_secret.get_secret_value()
         self.followers = followers.Followers(self._ffmpeg, processes=math.ceil(cpu_usage.usable()))
         self.live_uploads = live_uploads.LiveUploads()
@@ -98,13 +100,27 @@ class NodeWork:
         )
         if self.bound_bytes:
             self._follow_bounded(job, epoch, spec.path)
-        elif self._settings.follow:
+        elif self._settings.follow and self._settings.capture == capture_engines.NATIVE:  # ffmpeg's segments tell no arrivals
             self._follow(job, epoch, spec.path)
         return self._captures.make(spec, job.recording.key.text, on_media)
 
     async def bound_spool(self, free: free_space.FreeSpace) -> None:
         """Find out what the recordings that begin now may leave on the spool."""
         self.bound_bytes = await spool_policy.at_start(self._settings, free)
+
+    def follows(self, recording: job_key.RecordingKey) -> bool:
+        """Whether a follower of this node writes the finished file of this recording."""
+        return self.followers.follows(recording.text)
+
+    def followed(self) -> list[job_key.RecordingKey]:
+        """The recordings that this node follows, or whose growing files it uploads."""
+        names = {*self.followers.recordings(), *self.live_uploads.recordings()}
+        return [job_key.parse_recording(name) for name in sorted(names)]
+
+    async def unfollow(self, recording: job_key.RecordingKey, upload: dict[str, Any] | None) -> None:
+        """Follow a recording no longer. What was sent of its file is aborted, unless `upload`, its saved state, names it."""
+        await self.followers.drop(recording.text)
+        await self.live_uploads.leave(recording.text, upload["upload_id"] if upload else "")
 
     @property
     def ffmpeg(self) -> str:
@@ -122,6 +138,7 @@ class NodeWork:
             mode=value.mode,
             part=output.with_name(f"{output.name}.part"),
             earlier=functools.partial(self._spool.segments, *names),
+            begun=value.media_ms > 0,
         )
         self.followers.capturing(followed, segment)
         target = self._target(job)
@@ -210,18 +227,28 @@ class NodeWork:
         names = (value.task_id, value.speaker, value.n)
         with transcode.storage_errors():
             output = await file_threads.BULK.run(self._spool.output_path, *names, value.mode, epoch)
+        followed = self.follows(value.key)
         made = await self._finish_followed(value.key.text, epoch, files, output)
         with transcode.storage_errors():
             await file_threads.BULK.run(self._spool.remove_parts, *names, epoch)
         target = functools.partial(self._target, job)
         work = piece_work.Job(files=files, mode=value.mode, epoch=epoch, output=output, target=target)
-        if (whole := await piece_work.finish(work, self._transcode_whole)) is not None:
-            await self.live_uploads.drop(value.key.text, abort=False)
-            return whole
-        if made is None:
-            made = await self._transcode_whole(files, value.mode, output)
-            await self.live_uploads.drop(value.key.text)  # only now: COS may be slow
+        with self._counted(followed and made is None):
+            if (whole := await piece_work.finish(work, self._transcode_whole)) is not None:
+                await self.live_uploads.drop(value.key.text, abort=False)
+                return whole
+            if made is None:
+                made = await self._transcode_whole(files, value.mode, output)
+                await self.live_uploads.drop(value.key.text)  # only now: COS may be slow
         return made.stored(epoch)
+
+    @contextlib.contextmanager
+    def _counted(self, gave_up: bool) -> Iterator[None]:
+        self.gave_up += gave_up
+        try:
+            yield
+        finally:
+            self.gave_up -= gave_up
 
     async def upload(
         self, job: due_work.Assignment, state: dict[str, Any] | None, save: work_ports.SaveState
@@ -239,7 +266,7 @@ class NodeWork:
         try:
             keys = await self._chain.resolve(job.secrets.to_json())
             await self._upload_earlier(job, path.parent, keys)
-            target = self._target(job, _number(value))
+            target = self._target(job, object_places.number(value))
             known = known or self.live_uploads.state(value.key.text, epoch, target)
             known = known or await file_threads.BULK.run(piece_uploads.load, piece_work.upload_path(path), target)
             done = await self.uploader.upload(path, target, keys, state=known, save=keep, verified=verified)
@@ -273,7 +300,7 @@ class NodeWork:
             keys = await self._chain.resolve(job.secrets.to_json())
         except credentials.NoCredentials as error:
             raise errors.Refused(NO_CREDENTIALS) from error
-        return cos_requests.presigned(self._target(job, _number(job.recording)), keys, FILE_URL_S)
+        return cos_requests.presigned(self._target(job, object_places.number(job.recording)), keys, FILE_URL_S)
 
     def file_origin(self, request: requests.StartRequest) -> str:
         """The origin of these URLs."""
@@ -290,7 +317,7 @@ class NodeWork:
         """Write a manifest to the bucket, in the place of an older one."""
         request, task_id = manifest.session.request, manifest.session.task_id
         try:
-            target = _in_bucket(request, cos_target.manifest_key(request.path, task_id), self._settings.cos_server)
+            target = object_places.in_bucket(request, cos_target.manifest_key(request.path, task_id), self._settings.cos_server)
             keys = await self._chain.resolve(manifest.secrets.to_json())
             await self.uploader.put(manifest.body, target, keys)
         except errors.InvalidParameter as error:
@@ -341,7 +368,7 @@ class NodeWork:
         return path, found.st_mtime_ns // 1_000_000
 
     def _target(self, job: due_work.Assignment, number: int = 1) -> cos_target.CosTarget:
-        return _object(job.session.request, job.recording, self._settings.cos_server, number)
+        return object_places.target(job.session.request, job.recording, self._settings.cos_server, number)
 
     def _address(self, job: due_work.Assignment) -> str:
         request, room = job.session.request, job.session.request.room
@@ -362,38 +389,7 @@ class NodeWork:
         )
 
 
-def object_url(request: requests.StartRequest, recording: model.Recording) -> str:
-    """The address of a recording's object."""
-    return cos_target.url(_object(request, recording, number=_number(recording)))
-
-
-def _number(recording: model.Recording) -> int:
-    """The number of a recording's last file among its files."""
-    return len(recording.output.earlier) + 1 if recording.output else 1
-
-
 def _verified(output: model.Output | None) -> file_parts.VerifiedFile | None:
     if output is None or not output.crc64:
         return None
     return file_parts.VerifiedFile(size_bytes=output.size_bytes, crc64=output.crc64)
-
-
-def manifest_url(request: requests.StartRequest, task_id: str) -> str:
-    """The address of a session's manifest."""
-    return cos_target.url(_in_bucket(request, cos_target.manifest_key(request.path, task_id)))
-
-
-def _object(
-    request: requests.StartRequest,
-    recording: model.Recording,
-    endpoint: tuple[str, str, int] | None = None,
-    number: int = 1,
-) -> cos_target.CosTarget:
-    names = (recording.task_id, recording.speaker, recording.object_number, recording.mode)
-    return _in_bucket(request, cos_target.object_key(request.path, *names, number), endpoint)
-
-
-def _in_bucket(request: requests.StartRequest, key: str, endpoint: tuple[str, str, int] | None = None) -> cos_target.CosTarget:
-    return cos_target.CosTarget(
-        region=request.region, bucket=request.bucket, key=key, endpoint=endpoint, attributes=request.attributes
-    )

@@ -47,15 +47,18 @@ class Consumer:
         keyring: encryption.Keyring,
         clock: Callable[[], int],
         prefetch: int,
+        returns: topologies.Queue | None = None,
         beside_older: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`beside_older`: whether nodes of release 0.1.0 consume the same queue."""
+        """`returns`: the queue in which a retry comes again, if not `queue`. `beside_older`: whether nodes of release 0.1.0
+        consume the same queue."""
         self._connection = connection
         self._kind = kind
         self._policy = policy
         self._keyring = keyring
         self._clock = clock
         self._prefetch = prefetch
+        self._returns = returns or queue
         self._beside_older = beside_older
         self._tasks: set[asyncio.Task[None]] = set()
         self._channel: abc.AbstractChannel | None = None
@@ -201,7 +204,7 @@ class Consumer:
                 if bypass(message, topology):
                     raise
                 backoff_s = PARKED_FULL_BACKOFF_S
-        await publisher.publish(self._connection, retries.outgoing(message, self.queue, topology, backoff_s))
+        await publisher.publish(self._connection, retries.outgoing(message, self._returns, topology, backoff_s))
 
     async def _hold(self, message: abc.AbstractIncomingMessage, reason: str, hold_s: float = HOLD_S) -> None:
         """Hold a message of which no copy waits at the broker, then requeue it. A draining node requeues it at once."""

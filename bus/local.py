@@ -107,9 +107,13 @@ class LocalBus:
         """Nothing: the database knows about its rows."""
         return []
 
-    async def pause(self, command_type: str) -> None:
-        """Deliver no new commands of a type of `message_types.PAUSABLE`: this worker has no slot for them. Idempotent."""
-        self._paused.add(message_types.pausable(command_type))
+    async def pause(self, command_type: str, but_own: bool = False) -> None:
+        """Deliver no new commands of a type of `message_types.PAUSABLE`: this worker has no slot for them. Idempotent. `but_own`:
+        those that only this node can do go on, which are all."""
+        if but_own:
+            await self.resume(command_type)
+        else:
+            self._paused.add(message_types.pausable(command_type))
 
     async def resume(self, command_type: str) -> None:
         """Deliver commands of this type again: one of each session first, of those that found no slot. Idempotent."""

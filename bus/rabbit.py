@@ -50,8 +50,10 @@ class RabbitBus:
         on_invalid: message_reader.Refuse | None = None,
         keyring: encryption.Keyring,
         prefix: str = "recorder",
+        shared_spool: bool = False,
         drain_s: float = DRAIN_S,
     ) -> None:
+        """`shared_spool`: any worker can do what was sent to one of them first."""
         unknown = set(roles) - set(ROLES)
         if unknown:
             raise errors.InvalidParameter(f"Roles are {', '.join(ROLES)}.", field="roles")
@@ -59,6 +61,7 @@ class RabbitBus:
         self._clock = clock
         self._keyring = keyring
         self._drain_s = drain_s
+        self._shared_spool = shared_spool
         self._roles = frozenset(roles)
         self._node = node
         self._nodes = store.nodes
@@ -88,7 +91,8 @@ class RabbitBus:
         self._relay = relay.Relay(store, self.connection, probe=probe)
         self._watchdog = watchdog.Watchdog(self.connection, self._consumers)
         self._consuming = True
-        self._paused: set[str] = set()
+        # The paused types, and whether the node's own queues of them go on.
+        self._paused: dict[str, bool] = {}
         self.listeners: list[Callable[[codec.Event], None]] = []
         self.tasks: list[supervised_task.SupervisedTask] = [self.connection.task, self._relay.task, self._watchdog.task]
 
@@ -103,8 +107,15 @@ class RabbitBus:
             keyring=self._keyring,
             clock=self._clock,
             prefetch=prefetch,
+            returns=self._returns(queue),
             beside_older=lambda: self._nodes.older_alive,
         )
+
+    def _returns(self, queue: topologies.Queue) -> topologies.Queue:
+        """The queue in which a message of `queue` comes again: of any worker, if this one cannot do what another one can."""
+        if not (queue.own and self._shared_spool):
+            return queue
+        return next(each for each in self.topology.work if each.command_type == queue.command_type)
 
     async def start(self) -> None:
         """Begin to connect, relay and consume, without waiting for the connection. Idempotent."""
@@ -146,20 +157,23 @@ class RabbitBus:
         """What needs attention in the broker: dead letters, as counted last."""
         return attention.of_parked(attention.IN_BROKER, self.connection.dead_letters.count or 0)
 
-    async def pause(self, command_type: str) -> None:
+    async def pause(self, command_type: str, but_own: bool = False) -> None:
         """Stop consuming new commands of a type of `message_types.PAUSABLE`: this worker has no slot for them. Idempotent, and
-        holds over reconnections. Messages that were delivered before are still handled."""
-        self._paused.add(message_types.pausable(command_type))
+        holds over reconnections. `but_own`: those in the queues of this node go on. Messages that were delivered before are still
+        handled."""
+        self._paused[message_types.pausable(command_type)] = but_own
         await self._apply()
 
     async def resume(self, command_type: str) -> None:
         """Consume new commands of this type again. Idempotent."""
-        self._paused.discard(message_types.pausable(command_type))
+        self._paused.pop(message_types.pausable(command_type), None)
         await self._apply()
 
     async def _apply(self) -> None:
         for each in self._consumers:
-            enabled = self._consuming and each.queue.command_type not in self._paused
+            paused = each.queue.command_type in self._paused
+            own = each.queue.own and (self._shared_spool or self._paused.get(each.queue.command_type))
+            enabled = self._consuming and (own or not paused)
             if each.enabled == enabled:
                 continue
             log.info("bus.consuming", queue=each.queue.name, enabled=enabled)

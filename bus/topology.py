@@ -62,13 +62,15 @@ Arguments = Mapping[str, str | int]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
     """A durable queue and the routing keys that lead to it from `exchange`. `command_type` is the only type of command in it, ""
-    for several. `retired` are the keys of earlier versions, which led to it from the exchange `recorder`."""
+    for several. `own`: its commands are for one node. `retired` are the keys of earlier versions, which led to it from the
+    exchange `recorder`."""
 
     name: str
     exchange: str
     bindings: tuple[str, ...]
     arguments: Arguments
     command_type: str = ""
+    own: bool = False
     retired: tuple[str, ...] = ()
 
 
@@ -174,6 +176,7 @@ class Topology:
                     bindings=(f"command.{type_}.{node}",),
                     arguments=arguments,
                     command_type=type_,
+                    own=True,
                 )
                 for type_, kind in own.items()
             ),

@@ -32,6 +32,8 @@ from machine import (
 
 # The triggers after which a session may revise its result.
 REVISING = ("all-final", "revise-over")
+# Commands whose work is on a recording's files.
+FILE_COMMANDS = ("start-transcode", "start-upload")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,7 @@ class Context:
     policy: model.Policy
     new_id: Callable[[], str]  # a fresh ULID
     shared_spool: bool = True  # any node can reach any segment
+    several: bool = False  # there may be several nodes
     # The address of a recording's object.
     object_url: Callable[[requests.StartRequest, model.Recording], str] = lambda request, recording: ""
     # The address of a session's manifest.
@@ -317,13 +320,24 @@ class UnitOfWork:
             match effect:
                 case effects.Command(type_):
                     data = {"TaskId": value.task_id, "Speaker": value.speaker, "N": value.n, "Epoch": value.epoch}
-                    self.send("command", type_, data, value.key, value.job.node if value.job else "")
+                    self.send("command", type_, data, value.key, self._node_for(value, type_))
                 case effects.Report():
                     self._report(value)
                 case effects.Publish(type_, data):
                     self.publish(type_, data, value.key)
                 case _:
                     self.apply_deadline(value.key, effect)
+
+    def _node_for(self, value: model.Recording, type_: str) -> str:
+        """The node that gets a command, "" for any: the only one that can do it; on a shared spool at first the one that captured
+        last, because it may follow the recording. Without a free slot it returns the command to all."""
+        bound = value.job.node if value.job else ""
+        first = self.context.several and self.context.shared_spool and type_ in FILE_COMMANDS and not value.failures
+        if bound or not first:
+            return bound
+        last = next(reversed(self.snapshot.segment_nodes(value.key)), "")
+        alive = last and self.snapshot.node_seen_ms(last) >= self.now_ms - self.context.policy.lease_ms
+        return last if alive else ""
 
     def _report(self, value: model.Recording) -> None:
         if value.never_seen:

@@ -62,8 +62,8 @@ class Snapshot(Protocol):
         """Whether segments of the recording hold media."""
         ...
 
-    def segment_nodes(self, key: job_key.RecordingKey) -> Mapping[str, int]:
-        """The nodes that keep segments of a recording: node → media in ms."""
+    def segment_nodes(self, key: job_key.RecordingKey) -> dict[str, int]:
+        """The nodes that keep segments of a recording, the one that began the last one last: node → media in ms."""
         ...
 
     def node_seen_ms(self, node: str) -> int:

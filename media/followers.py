@@ -34,12 +34,14 @@ _MOST_RUNS, _AGAIN_S = 12, 5.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Followed:
     """A recording to follow: `mode` "00", "01" or "02", the unfinished file `part`, and `earlier`, which lists the segments that
-    it has on this spool already (blocking). `bound_bytes`: see follower_process.Begin."""
+    it has on this spool already (blocking). `begun`: it has segments with media; where none of them is on this spool, they are on
+    another node's, and following is in vain. `bound_bytes`: see follower_process.Begin."""
 
     recording: str
     mode: str
     part: Path
     earlier: Callable[[], list[Path]]
+    begun: bool = False
     bound_bytes: int = 0
 
 
@@ -78,6 +80,15 @@ class Followers:
     def count(self) -> int:
         """How many recordings are followed now."""
         return sum(len(each.answers) for each in self._processes)
+
+    def recordings(self) -> list[str]:
+        """The recordings that are followed, will be, or were until their followers gave up."""
+        return list(self._followers)
+
+    def follows(self, recording: str) -> bool:
+        """Whether the file of this recording is being written."""
+        found = self._followers.get(recording)
+        return found is not None and found.follows
 
     async def finish(self, recording: str, segments: Sequence[joiner.SegmentFile], output: Path) -> following.Finished | None:
         """The finished file of a recording that was followed, under its name; None if there is none."""
@@ -199,8 +210,12 @@ class _Follower:
         if self._answer is not None and self._process is not None:
             self._process.tell(follower_process.Segment(number=self._number, path=segment))
 
+    @property
+    def follows(self) -> bool:
+        return self._answer is not None and not self._answer.done()
+
     async def finish(self, segments: Sequence[joiner.SegmentFile], output: Path) -> following.Finished | None:
-        if self._answer is None or self._answer.done():
+        if not self.follows:
             return None
         self._wanted = False
         size_bytes = await file_threads.BULK.run(transcode.size_in_all, segments)
@@ -262,6 +277,9 @@ class _Follower:
         )
         try:
             earlier = await file_threads.BULK.run(self._followed.earlier)
+            if self._followed.begun and set(earlier) <= set(self._segments):
+                log.info("follower.not_started", recording=self._followed.recording, error="its earlier segments are elsewhere")
+                return
             self._answer = await process.begin(begin)
         except OSError as error:
             log.warning("follower.not_started", recording=self._followed.recording, error=str(error))

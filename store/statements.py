@@ -195,6 +195,7 @@ SEGMENT_NODES = Statement(
     select(_SEGMENTS.recording_id, _SEGMENTS.node, func.sum(_SEGMENTS.media_ms).label("media_ms"))
     .where(matching(tables.segments, "recording_id"))
     .group_by(_SEGMENTS.recording_id, _SEGMENTS.node)
+    .order_by(func.max(_SEGMENTS.epoch))
 )
 # The first recording from this one on whose segments have media. By equality, PostgreSQL would expect a segment of a speaker who
 # had thousands of pulls to have media soon, and would read the whole table for one that has none.

@@ -91,7 +91,8 @@ class LiveUpload:
         try:
             await self._abort(await connect())
         except cos_requests.RequestFailed as failed:
-            log.warning("upload.parts-left", reason=failed.reason, code=failed.code)
+            if failed.code != cos_upload.GONE:  # another node began an upload of the key, which has aborted this one
+                log.warning("upload.parts-left", reason=failed.reason, code=failed.code)
 
     async def close(self) -> None:
         """Close the file; safe to call twice."""

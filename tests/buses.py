@@ -31,7 +31,7 @@ class Bus(Protocol):
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
-    async def pause(self, command_type: str) -> None: ...
+    async def pause(self, command_type: str, but_own: bool = False) -> None: ...
     async def resume(self, command_type: str) -> None: ...
 
 
@@ -91,6 +91,7 @@ def node(
     url: str = "",
     drain_s: float = 5.0,
     on_invalid: message_reader.Refuse | None = None,
+    shared_spool: bool = False,
 ) -> rabbit_bus.RabbitBus:
     """One node's bus on RabbitMQ, not started yet."""
     return rabbit_bus.RabbitBus(
@@ -104,6 +105,7 @@ def node(
         on_invalid=on_invalid,
         keyring=engines.keyring(),
         prefix=prefix,
+        shared_spool=shared_spool,
         drain_s=drain_s,
     )
 

@@ -11,7 +11,7 @@ import pytest
 
 from events import codec
 from handlers import dispatch, unit_of_work
-from machine import capture_progress, due_work, model, segments, uploaded_object
+from machine import capture_progress, due_work, job_key, model, segments, uploaded_object
 from store import store as stores
 from tests import engines, transactions, waiting
 from worker import command_handlers, work_ports, worker
@@ -74,10 +74,22 @@ class RecordedWork:
     manifests: list[due_work.ManifestAssignment] = field(default_factory=list)
     stuck: int = 0
     spool_problem: str = ""
+    following: set[job_key.RecordingKey] = field(default_factory=set)
+    unfollowed: list[tuple[job_key.RecordingKey, dict[str, Any] | None]] = field(default_factory=list)
 
     def capture(self, job: due_work.Assignment, epoch: int, on_media: work_ports.OnMedia) -> work_ports.Capture:
         self.captures.append(Capture(on_media))
         return self.captures[-1]
+
+    def follows(self, recording: job_key.RecordingKey) -> bool:
+        return recording in self.following
+
+    def followed(self) -> list[job_key.RecordingKey]:
+        return sorted(self.following, key=str)
+
+    async def unfollow(self, recording: job_key.RecordingKey, upload: dict[str, Any] | None) -> None:
+        self.following.discard(recording)
+        self.unfollowed.append((recording, upload))
 
     async def scan(self, job: due_work.Assignment, epoch: int, known_ms: int) -> capture_progress.CaptureProgress:
         if self.unreadable:

@@ -2,6 +2,8 @@
 
 Rules:
 - A worker takes a job only when it has a free slot for it: a lease that waits keeps the job from an idle worker.
+- Transcodes of recordings that this worker follows have slots of their own, because only it has their files. Without a slot for
+  the others it takes no transcode that any worker can do, and goes on with those that are for it alone.
 - While other sessions wait for a slot, one session takes half of the slots at most.
 - A limit never ends work that has begun. Captures, transcodes, uploads and deliveries in progress go on.
 - A cordon is a limit on captures only: transcodes and uploads finish the files on this node's disk. A drain ends its captures.
@@ -26,12 +28,18 @@ CHECK_EVERY_S = 1.0
 # A command that found no slot comes again after a second.
 WAITS_S = 3.0
 START_CAPTURE, START_TRANSCODE = "start-capture", "start-transcode"
+FOLLOWED = "followed"
+"""The slots of transcodes that end what a follower has written, among those of START_TRANSCODE."""
 KINDS = {
     START_CAPTURE: states.CAPTURE,
     START_TRANSCODE: states.TRANSCODE,
     "start-upload": states.UPLOAD,
     "send-callback": states.DELIVERY,
 }
+
+
+Pause = Callable[[str, bool], Awaitable[None]]
+"""Stops the commands of a type; if the second is true, those that only this node can do go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +56,10 @@ class CaptureLimits:
 class Capacity:
     """Pauses and resumes the commands of a worker, by their type. `pause` and `resume` act on the bus and are idempotent.
 
-    `slots` is the number of jobs at a time by command type; `running` counts the jobs of a kind, `running_of` those of a session.
-    `freed` is set whenever a job
-    ends. `measure` measures the spool, and `free_bytes` returns the last figure. `fault` is why the spool takes no job. `cordon`
-    is what an operator asked of the node, and `hand_over` gives its captures to other nodes. Without `limits` captures are not
+    `slots` is the number of jobs at a time by command type, and FOLLOWED; `running` counts the jobs of a kind, `running_of` those
+    of a session, both also for FOLLOWED. `follows`: whether this worker follows any recording. `freed` is set when a job ends.
+    `measure` measures the spool, and `free_bytes` returns the last figure. `fault` is why the spool takes no job. `cordon` is
+    what an operator asked of the node, and `hand_over` gives its captures to other nodes. Without `limits` captures are not
     limited, and no fault and no cordon counts: there is no other worker."""
 
     def __init__(
@@ -59,10 +67,11 @@ class Capacity:
         limits: CaptureLimits | None,
         *,
         slots: Mapping[str, int],
-        pause: Callable[[str], Awaitable[None]],
+        pause: Pause,
         resume: Callable[[str], Awaitable[None]],
         running: Callable[[str], int],
         running_of: Callable[[str, str], int] = lambda kind, session: 0,
+        follows: Callable[[], bool] = lambda: False,
         freed: asyncio.Event,
         live: cpu_usage.LiveCpu,
         measure: Callable[[], Awaitable[None]],
@@ -78,6 +87,7 @@ class Capacity:
         self._resume = resume
         self._running = running
         self._running_of = running_of
+        self._follows = follows
         self._freed = freed
         self._live = live
         self._measure = measure
@@ -86,9 +96,11 @@ class Capacity:
         self._cordon = cordon
         self._hand_over = hand_over
         self._load = load
-        self._reasons = dict.fromkeys((*slots, *((START_CAPTURE,) if limits else ())), "")
-        self._locks = {type_: asyncio.Lock() for type_ in self._reasons}
-        # When a session's command found no slot, by command type (monotonic).
+        types = [*(type_ for type_ in slots if type_ != FOLLOWED), *((START_CAPTURE,) if limits else ())]
+        self._locks = {type_: asyncio.Lock() for type_ in types}
+        # Whether a type is paused, and if it is, whether commands for this node alone go on.
+        self._paused = dict.fromkeys(types, (False, False))
+        # When a session's command found no slot (monotonic), by the names of the slots.
         self._waiting: dict[str, dict[str, float]] = {type_: {} for type_ in slots}
         self.task = supervised_task.SupervisedTask("capacity", self._run)
 
@@ -133,33 +145,34 @@ class Capacity:
             return model.SpareCapacity(free_bytes=None, needed_bytes=0, busy=error.message)
 
     def full(self, type_: str = START_CAPTURE) -> str:
-        """Why no further job of this command is taken; "" if one would be."""
+        """Why no further job of this command, or FOLLOWED, is taken; "" if one would be."""
         if type_ in self._slots:
-            running, slots = self._running(KINDS[type_]), self._slots[type_]
+            running, slots = _taken(type_, self._running), self._slots[type_]
             if running >= slots:
                 return f"{running} jobs of {slots} run"
-            return self._fault() if self._limits and type_ == START_TRANSCODE else ""
+            return self._fault() if self._limits and type_ in (START_TRANSCODE, FOLLOWED) else ""
         spare = self.spare()
         if spare.free_bytes is None or spare.busy or spare.free_bytes >= spare.needed_bytes:
             return spare.busy
         return f"the spool has {spare.free_bytes >> 20} MiB free, {spare.needed_bytes >> 20} MiB are needed"
 
-    async def admit(self, type_: str, begin: Callable[[], Awaitable[None]], session: str = "") -> None:
-        """Begin one more job of a session, or handle a command that needs no slot. Raises WorkerFull if no slot is free; the bus
-        then requeues the command for any worker.
+    async def admit(self, type_: str, begin: Callable[[], Awaitable[None]], session: str = "", *, followed: bool = False) -> None:
+        """Begin one more job of a session, or handle a command that needs no slot. `followed`: it is a transcode of a recording
+        that this worker follows. Raises WorkerFull if no slot is free; the bus then requeues the command.
 
         One of a kind at a time: commands that were delivered before the consumer was paused arrive here too, and together they
         would exceed the limit."""
-        if type_ not in self._reasons:
+        if type_ not in self._locks:
             await begin()
             return
+        slots = FOLLOWED if followed and FOLLOWED in self._slots else type_
         async with self._locks[type_]:
             if type_ == START_CAPTURE:
                 await self._measure()
-            reason = self.full(type_) or self._unfair(type_, session)
+            reason = self.full(slots) or self._unfair(slots, session)
             if not reason:
                 await begin()
-            self._note_waiting(type_, session, waits=bool(reason))
+            self._note_waiting(slots, session, waits=bool(reason))
             await self._check(type_)
         if reason:
             raise errors.WorkerFull(f"This worker is full: {reason}.")
@@ -168,7 +181,7 @@ class Capacity:
         """Why the session has to leave a free slot to another one; "" if it need not."""
         if type_ not in self._slots:
             return ""
-        running, most = self._running_of(KINDS[type_], session), max(1, self._slots[type_] // 2)
+        running, most = _taken(type_, lambda kind: self._running_of(kind, session)), max(1, self._slots[type_] // 2)
         unfair = running >= most and self._others_wait(type_, session)
         return f"{running} jobs of its session run, and other sessions wait" if unfair else ""
 
@@ -192,21 +205,31 @@ class Capacity:
 
     async def check(self) -> None:
         """Compare once with all limits, and pause or resume. A node that drains hands over its captures once none can come."""
-        for type_ in self._reasons:
+        for type_ in self._locks:
             await self._check(type_)
         if self._limits is not None and self._cordon() == nodes.DRAINING:
             self._hand_over()
 
     async def _check(self, type_: str) -> None:
         reason = self.full(type_)
-        if not reason and not self._reasons[type_] and self._others_wait(type_):
-            await self._resume(type_)  # a slot that a session left to others is free for them now
-        if bool(reason) == bool(self._reasons[type_]):
+        but_own = bool(reason) and type_ == START_TRANSCODE and FOLLOWED in self._slots and self._follows()
+        but_own = but_own and not self.full(FOLLOWED)
+        paused = (bool(reason), but_own)
+        # A slot that a session left to others is free for them now.
+        left = (not reason and self._others_wait(type_)) or (but_own and self._others_wait(FOLLOWED))
+        if paused == self._paused[type_] and not left:
             return
         level = log.info if type_ == START_CAPTURE else log.debug
         level("worker.capacity", command=type_, full=bool(reason), reason=reason)
         if reason:
-            await self._pause(type_)
+            await self._pause(type_, but_own)
         else:
             await self._resume(type_)
-        self._reasons[type_] = reason
+        self._paused[type_] = paused
+
+
+def _taken(slots: str, running: Callable[[str], int]) -> int:
+    """How many of these slots are taken: a followed transcode takes none of the others."""
+    if slots == START_TRANSCODE:
+        return running(states.TRANSCODE) - running(FOLLOWED)
+    return running(KINDS.get(slots, slots))

@@ -34,6 +34,18 @@ class Work(Protocol):
         """Make a capture, not yet started. It calls `on_media` once, when the first packet of a wanted track is on disk."""
         ...
 
+    def follows(self, recording: job_key.RecordingKey) -> bool:
+        """Whether the finished file of this recording is being written while it grows, so that its transcode needs no CPU."""
+        ...
+
+    def followed(self) -> list[job_key.RecordingKey]:
+        """The recordings that this node follows, or whose growing files it uploads."""
+        ...
+
+    async def unfollow(self, recording: job_key.RecordingKey, upload: dict[str, Any] | None) -> None:
+        """Follow a recording no longer. What was sent of its file is aborted, unless `upload`, its saved state, names it."""
+        ...
+
     async def scan(self, job: due_work.Assignment, epoch: int, known_ms: int) -> capture_progress.CaptureProgress:
         """The content of the segment of `epoch`, within moments; empty if it was never written. For a large segment, `known_ms`
         of media and the size are enough. Raises OSError if it cannot be read."""

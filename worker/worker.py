@@ -17,7 +17,7 @@ import structlog
 
 from events import codec
 from machine import errors, failpoints, job_key, model, ports, states, storage_fault, tracing
-from worker import execution, job_metrics, leased_job, leases, outcomes, spool_fault, work_ports
+from worker import capacity, execution, job_metrics, leased_job, leases, outcomes, spool_fault, work_ports
 
 log = structlog.get_logger()
 
@@ -41,6 +41,7 @@ class Worker:
     ) -> None:
         """`deliveries` is the number of posts at a time. The other kinds have their limits in capacity.Capacity."""
         place = "" if shared_spool else node
+        self._work = work
         self._running: Counter[str] = Counter()
         self._running_of: Counter[tuple[str, str]] = Counter()
         self.freed = asyncio.Event()
@@ -93,7 +94,8 @@ class Worker:
         return {j.owner: j.capture.progress.media_ms for j in running if j.capture is not None}
 
     def running(self, kind: str) -> int:
-        """The number of jobs of a kind that this node executes, including those that have only just begun."""
+        """The number of jobs of a kind that this node executes, including those that have only just begun; of capacity.FOLLOWED,
+        the transcodes of recordings that it followed when they began."""
         return self._running[kind]
 
     def running_of(self, kind: str, session: str) -> int:
@@ -144,17 +146,22 @@ class Worker:
         job = await self.leases.take(owner, command.data["Epoch"], kind)
         if job is not None:
             job_metrics.began(job, self._clock() - command.time_ms)
-            self._running[kind] += 1
-            self._running_of[kind, job.owner.task_id] += 1
+            followed = isinstance(owner, job_key.RecordingKey) and kind == states.TRANSCODE and self._work.follows(owner)
+            kinds = (kind, capacity.FOLLOWED) if followed else (kind,)
+            self._count(kinds, job.owner.task_id, 1)
             job.traceparent = command.traceparent
             job.task = asyncio.create_task(self._run(job, execute), name=f"{kind} {job.owner}")
-            job.task.add_done_callback(lambda _: self._over(kind, owner.task_id))
+            job.task.add_done_callback(lambda _: self._over(kinds, owner.task_id))
 
-    def _over(self, kind: str, session: str) -> None:
-        self._running[kind] -= 1
-        self._running_of[kind, session] -= 1
-        if not self._running_of[kind, session]:
-            del self._running_of[kind, session]
+    def _count(self, kinds: tuple[str, ...], session: str, jobs: int) -> None:
+        for kind in kinds:
+            self._running[kind] += jobs
+            self._running_of[kind, session] += jobs
+            if not self._running_of[kind, session]:
+                del self._running_of[kind, session]
+
+    def _over(self, kinds: tuple[str, ...], session: str) -> None:
+        self._count(kinds, session, -1)
         self.freed.set()
 
     async def _run(self, job: leased_job.AnyJob, execute: Callable[[leased_job.AnyJob], Awaitable[None]]) -> None:

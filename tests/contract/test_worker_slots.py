@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -47,7 +48,9 @@ def slots_of(node: Node, transcodes: int) -> tuple[local.LocalBus, capacity.Capa
     """A bus for the node, and what pauses its commands while so many transcodes run."""
 
     async def on_command(command: codec.Event) -> None:
-        await part.admit(command.type, lambda: command_handlers.handle(node.worker, command), command.data["TaskId"])
+        followed = node.work.follows(job_key.RecordingKey.of(command.data))
+        do = functools.partial(command_handlers.handle, node.worker, command)
+        await part.admit(command.type, do, command.data["TaskId"], followed=followed)
 
     async def no_event(_: codec.Event) -> None:
         return None
@@ -55,11 +58,12 @@ def slots_of(node: Node, transcodes: int) -> tuple[local.LocalBus, capacity.Capa
     bus = local.LocalBus(node.store, clock=node.clock, on_event=no_event, on_command=on_command)
     part = capacity.Capacity(
         None,
-        slots={"start-transcode": transcodes},
+        slots={"start-transcode": transcodes, capacity.FOLLOWED: 1},
         pause=bus.pause,
         resume=bus.resume,
         running=node.worker.running,
         running_of=node.worker.running_of,
+        follows=lambda: bool(node.work.following),
         freed=node.worker.freed,
         live=cpu_usage.LiveCpu(dict, cpus=1),
         measure=measured,
@@ -141,6 +145,36 @@ async def test_a_transcode_without_a_slot_holds_no_lease(store: stores.Store, cl
             gates[number].set()
         await waiting.until(lambda: not node.worker.running(states.TRANSCODE), what="the end of all")
         assert len(await held()) == 5
+    finally:
+        for each in (part, bus, node.worker):
+            await each.stop()
+
+
+async def test_a_followed_recording_waits_for_no_other_transcode(store: stores.Store, clock: engines.Clock) -> None:
+    """All slots are taken by transcodes of whole segments, and more of these wait. The recording that this node follows ends at
+    once, also behind them, and leaves them their slots."""
+    node = Node(store, clock)
+    begun: dict[str, asyncio.Event] = {}
+
+    async def transcode(assignment: due_work.Assignment, *_: object) -> model.Output:
+        begun[assignment.recording.speaker] = asyncio.Event()
+        await begun[assignment.recording.speaker].wait()
+        return model.Output(duration_ms=1000, size_bytes=10)
+
+    node.work.transcode = transcode  # type: ignore[method-assign]
+    node.work.following.add(job_key.RecordingKey(examples.OTHER, "followed", 1))
+    await queued_transcodes(node, examples.TASK, [f"s{n}" for n in range(6)])
+    bus, part = slots_of(node, 2)
+    for each in (node.worker, bus, part):
+        await each.start()
+    try:
+        await waiting.until(lambda: len(begun) == 2, what="two transcodes")
+        await queued_transcodes(node, examples.OTHER, ["followed"])
+        await waiting.until(lambda: "followed" in begun, what="the followed one")
+        assert (node.worker.running(states.TRANSCODE), node.worker.running(capacity.FOLLOWED)) == (3, 1)
+        begun["followed"].set()
+        await waiting.until(lambda: not node.worker.running(capacity.FOLLOWED), what="its end")
+        assert len(begun) == 3
     finally:
         for each in (part, bus, node.worker):
             await each.stop()

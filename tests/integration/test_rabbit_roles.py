@@ -11,8 +11,9 @@ import pytest
 from bus import attempts, dead_letter_envelope
 from bus import rabbit as rabbit_bus
 from events import codec
+from machine import errors
 from store import store as stores
-from tests import buses, engines, rabbit, waiting
+from tests import buses, engines, rabbit, transactions, waiting
 from tests.integration import rabbit_nodes
 from tests.integration.rabbit_nodes import clock, database, prefix
 
@@ -136,6 +137,46 @@ async def test_a_full_worker_leaves_captures_to_others_and_still_uploads(
         await captures("c4")
         await first.resume("start-capture")
         await waiting.until(lambda: full.commands == ["u1", "c4"], what="the capture that waited")
+
+
+async def test_a_full_worker_leaves_its_own_transcodes_to_others_too(
+    store: stores.Store, clock: engines.Clock, prefix: str
+) -> None:
+    """On a shared spool a transcode that was offered to one worker first goes on to any, if that one has no slot: also while
+    it is paused, and also to itself. A worker with a spool of its own keeps what only it can do."""
+    asked: dict[str, list[str]] = {"n1": [], "n2": [], "alone": []}
+
+    def worker(name: str, *, shared: bool = True) -> rabbit_bus.RabbitBus:
+        async def on_command(command: codec.Event) -> None:
+            asked[name].append(command.id)
+            if name != "n2" and asked[name].count(command.id) == 1:
+                raise errors.WorkerFull("no slot")
+
+        return buses.node(
+            store, clock, prefix, on_event=buses.Hands().on_event, on_command=on_command, name=name, roles=["worker"],
+            shared_spool=shared,
+        )  # fmt: skip
+
+    async def offer(id_: str, node: str) -> None:
+        async with transactions.opened(store) as tx:
+            tx.send("command", codec.make("start-transcode", id=id_, time_ms=0, data=buses.JOB), buses.TASK, node)
+
+    first, second, alone = worker("n1"), worker("n2"), worker("alone", shared=False)
+    async with rabbit_nodes.running(first):
+        await offer("mine", "n1")
+        await waiting.until(lambda: asked["n1"] == ["mine", "mine"], 20, "the only worker to get it again")
+        await first.pause("start-transcode")
+        async with rabbit_nodes.running(second):
+            await offer("given", "n1")
+            await waiting.until(lambda: asked["n2"] == ["given"], 20, "the other worker to take it")
+        assert asked["n1"] == ["mine", "mine", "given"]
+    async with rabbit_nodes.running(alone):
+        await alone.pause("start-transcode", but_own=True)
+        await offer("kept", "alone")
+        await offer("any", "")
+        await waiting.until(lambda: asked["alone"] == ["kept", "kept"], 20, "its own transcode again")
+        await alone.resume("start-transcode")
+        await waiting.until(lambda: "any" in asked["alone"], 20, "that of any worker after the pause")
 
 
 async def test_a_leaving_node_hands_over_and_still_sends(store: stores.Store, clock: engines.Clock, prefix: str) -> None:

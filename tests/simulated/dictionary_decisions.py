@@ -69,9 +69,9 @@ class Snapshot:
 
     def segment_nodes(self, key: job_key.RecordingKey) -> dict[str, int]:
         nodes: dict[str, int] = {}
-        for (owner, _), row in self.tables.segments.items():
+        for (owner, _), row in sorted(self.tables.segments.items()):
             if owner == str(key):
-                nodes[row["node"]] = nodes.get(row["node"], 0) + row["media_ms"]
+                nodes[row["node"]] = nodes.pop(row["node"], 0) + row["media_ms"]
         return nodes
 
     def node_seen_ms(self, node: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -17,19 +17,21 @@ from worker import capacity, cpu_usage, spool_fault
 
 
 class Bus:
-    """Records which commands are paused."""
+    """Records which commands are paused, and of which of these the node's own go on."""
 
     def __init__(self) -> None:
         self.paused: set[str] = set()
+        self.own: set[str] = set()
 
     @property
     def wanted(self) -> bool:
         """Whether captures are wanted."""
         return "start-capture" not in self.paused
 
-    async def pause(self, command_type: str) -> None:
+    async def pause(self, command_type: str, but_own: bool = False) -> None:
         """As the bus does."""
         self.paused.add(command_type)
+        (self.own.add if but_own else self.own.discard)(command_type)
 
     async def resume(self, command_type: str) -> None:
         """As the bus does."""
@@ -82,16 +84,18 @@ def limited(
     fault: spool_fault.SpoolFault | None = None,
     cordon: list[str] | None = None,
     hand_over: Callable[[], object] = lambda: None,
+    follows: Callable[[], bool] = lambda: False,
 ) -> capacity.Capacity:
     """A capacity of two captures, half of the CPUs, and 10 bytes, on a machine with a load of 3 per core."""
     limits = capacity.CaptureLimits(captures=2, cpu=0.5, load=0, free_bytes=lambda: 10)
     idle = cpu_usage.LiveCpu(dict, cpus=1)
     return capacity.Capacity(
         limits,
-        slots={"start-transcode": 2, "start-upload": 3},
+        slots={"start-transcode": 2, capacity.FOLLOWED: 3, "start-upload": 3},
         pause=bus.pause,
         resume=bus.resume,
         running=lambda kind: captures.running if kind == "capture" else captures.others[kind],
+        follows=follows,
         freed=asyncio.Event(),
         live=live or idle,
         measure=measured,
@@ -160,6 +164,43 @@ async def test_each_kind_of_job_has_slots_of_its_own() -> None:
         await waiting.until(lambda: "start-transcode" not in bus.paused, what="the transcodes to be resumed")
     finally:
         await part.stop()
+
+
+async def test_what_this_worker_follows_waits_for_no_cpu() -> None:
+    """While all CPUs transcode whole segments, a followed recording ends at once, in slots of its own, and no other transcode is
+    taken: what any worker can do is paused, what is for this one alone goes on until its slots are taken too. One that was
+    followed and has to be made from its segments counts among the others."""
+    bus, captures, follows = Bus(), Captures(), [True]
+    part = limited(bus, captures, follows=lambda: follows[-1])
+
+    def begin(*kinds: str) -> Callable[[], Awaitable[None]]:
+        async def count() -> None:
+            captures.others.update(kinds)
+
+        return count
+
+    async def refused(*, followed: bool) -> bool:
+        try:
+            await part.admit("start-transcode", begin("transcode", *["followed"] * followed), followed=followed)
+        except errors.WorkerFull:
+            return True
+        return False
+
+    assert [await refused(followed=False) for _ in range(3)] == [False, False, True]
+    assert (bus.paused, bus.own) == ({"start-transcode"}, {"start-transcode"})
+    assert [await refused(followed=True) for _ in range(4)] == [False, False, False, True]
+    assert (bus.paused, bus.own) == ({"start-transcode"}, set())
+    captures.others.subtract(["transcode", "followed"])
+    await part.check()
+    assert bus.own == {"start-transcode"}
+    follows.append(False)
+    await part.check()
+    assert bus.own == set()
+    captures.others.subtract(["transcode"])  # one of the whole ones ends
+    assert not await refused(followed=False)
+    captures.others.subtract(["transcode"])
+    captures.others.subtract(["followed"])  # and one of the followed ones gives up
+    assert await refused(followed=False)
 
 
 async def test_a_worker_whose_spool_failed_leaves_the_job_to_another() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from assembly import work
+from assembly import object_places
 from events import requests
 from machine import errors, model
 from tencent import cos, cos_target
@@ -163,5 +163,5 @@ def test_a_recording_whose_object_was_delivered_gets_another() -> None:
     request = requests.StartRequest(room=room, user_id="rec", region="ap-shanghai", bucket="b-12345", path="/a/")
     first = model.Recording(task_id="T", speaker="al", n=1, mode="02")
     before = "https://b-12345.cos.ap-shanghai.myqcloud.com/a/T/"
-    assert work.object_url(request, first) == f"{before}al_1.mp4"
-    assert work.object_url(request, model.changed(first, object_n=3)) == f"{before}al_3.mp4"
+    assert object_places.url(request, first) == f"{before}al_1.mp4"
+    assert object_places.url(request, model.changed(first, object_n=3)) == f"{before}al_3.mp4"
