@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-import prometheus_client
 import structlog
 from starlette import datastructures, requests, routing, types
 
@@ -253,7 +252,7 @@ class _Response:
 
 
 @functools.cache
-def _measures(template: str, method: str, status: int) -> tuple[prometheus_client.Counter, prometheus_client.Histogram]:
+def _measures(template: str, method: str, status: int) -> tuple[Any, Any]:
     """Counter and histogram of a kind of request. To look them up costs more than to count; there are few kinds."""
     return metrics.HTTP_REQUESTS.labels(template, method, str(status)), metrics.HTTP_SECONDS.labels(template)
 

@@ -29,7 +29,7 @@ KEEP_S = 600.0
 TIMEOUT_S = 5.0  # as long as TRTC itself waits for an answer
 AT_ONCE = 8
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
-# Forwarding gives way so often at most, or a steady stream of callbacks would stop it.
+# Posts that begin together give way so often at most, or a steady stream of callbacks would stop them.
 GIVE_WAY_S, GIVES_WAY = 0.005, 20
 STOP_S = 2.0
 LOG_EVERY_S = 10.0
@@ -135,10 +135,6 @@ class CallbackForwarder:
         async with self._webhooks.kept(receiver.url, AT_ONCE) as kept:
             while True:
                 await receiver.arrived.wait()
-                for _ in range(GIVES_WAY):
-                    if not self._busy():
-                        break
-                    await asyncio.sleep(GIVE_WAY_S)
                 self._drop_old(receiver)
                 if await self._forward(receiver, kept):
                     pause_s = BACKOFF_S[min(receiver.failures, len(BACKOFF_S)) - 1]
@@ -153,9 +149,12 @@ class CallbackForwarder:
         at_once = min(len(receiver.line), 1 if receiver.failures else AT_ONCE)
         receiver.batch = [receiver.line.popleft() for _ in range(at_once)]
         receiver.size_bytes -= sum(len(each.body) for each in receiver.batch)
+        posts, left = [], GIVES_WAY
         async with asyncio.TaskGroup() as group:
-            posts = []
             for each in receiver.batch:
+                while left and self._busy():
+                    left -= 1
+                    await asyncio.sleep(GIVE_WAY_S)
                 posts.append(group.create_task(self._post(receiver, each, kept)))
                 # One in each turn of the event loop: what TRTC asks meanwhile waits for one, not for all.
                 await asyncio.sleep(0)
