@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import hmac
 import json
+import math
 import random
 import sys
 import time
@@ -51,6 +52,8 @@ class Met:
     p50_ms: float = 0.0
     p99_ms: float = 0.0
     longest_ms: float = 0.0
+    tenths_ms: list[float] = field(default_factory=list)
+    """p99 of each tenth of the burst."""
 
 
 def callbacks(count: int, users: int) -> list[tuple[int, dict[str, Any]]]:
@@ -127,7 +130,7 @@ class Burst:
         self._due: deque[tuple[float, bytes]] = deque()
         self._idle: list[Connection] = []
         self._opening: set[asyncio.Task[None]] = set()
-        self._latencies_s: list[float] = []
+        self._latencies_s: list[tuple[float, float]] = []  # when it was due, and how long it took
         self._statuses: Counter[str] = Counter()
         self._sent = 0
         self._under_way = 0
@@ -151,8 +154,12 @@ class Burst:
         took_s = time.perf_counter() - self._begun_s
         met = Met(took_s=took_s, statuses=dict(self._statuses))
         if self._latencies_s:
-            met.p50_ms, met.p99_ms = (arrivals.percentile(self._latencies_s, each) * 1000 for each in (50, 99))
-            met.longest_ms = max(self._latencies_s) * 1000
+            in_order = [latency_s for _, latency_s in sorted(self._latencies_s)]
+            met.p50_ms, met.p99_ms = (arrivals.percentile(in_order, each) * 1000 for each in (50, 99))
+            met.longest_ms = max(in_order) * 1000
+            size = math.ceil(len(in_order) / 10)
+            tenths = (in_order[at : at + size] for at in range(0, len(in_order), size))
+            met.tenths_ms = [round(arrivals.percentile(each, 99) * 1000, 1) for each in tenths]
         return met
 
     def answered(self, connection: Connection, status: str, due_s: float) -> None:
@@ -160,7 +167,7 @@ class Burst:
         self._under_way -= 1
         self._statuses[status] += 1
         if self._order.rate:
-            self._latencies_s.append(time.perf_counter() - due_s)
+            self._latencies_s.append((due_s, time.perf_counter() - due_s))
             if self._due:
                 self._send(connection, *self._due.popleft())
             else:

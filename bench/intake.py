@@ -70,6 +70,8 @@ class Figures:
     forwarded: int = 0
     dropped: int = 0
     received: int = 0
+    tenths_ms: Sequence[float] = ()
+    """p99 of each tenth of the burst."""
 
 
 def now_ms() -> int:
@@ -227,6 +229,7 @@ async def _burst(intake: Intake, count: int, rate: float) -> Figures:
         missing=missing,
         forwarded=intake.forwarder.forwarded,
         dropped=intake.forwarder.dropped,
+        tenths_ms=met.tenths_ms,
     )
 
 
@@ -266,6 +269,11 @@ def table(found: dict[str, list[Figures]]) -> str:
     return noise.table(heads, lines)
 
 
+def tenths(runs: Sequence[Figures]) -> str:
+    """The median of all runs for each tenth of a burst."""
+    return " ".join(f"{statistics.median(each):.1f}" for each in zip(*(run.tenths_ms for run in runs), strict=True))
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -296,6 +304,8 @@ def main() -> None:
     if given.forward:
         for engine, runs in found.items():
             plain, forwarded = (statistics.median(each.p99_ms for each in runs[kind::2]) for kind in (0, 1))
+            for name, kind in (("without", 0), ("with", 1)):
+                print(f"{engine}, {name} forwarding, median p99 of each tenth, ms: {tenths(runs[kind::2])}")
             print(f"{engine}: median p99 {forwarded:.1f} ms with forwarding, {plain:.1f} ms without: {forwarded / plain:.2f}")
     print(quiet)
 

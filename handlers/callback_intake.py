@@ -47,16 +47,13 @@ class CallbackIntake:
         self._taken += 1
         try:
             async with asyncio.timeout(ANSWER_S):
-                if not await self._is_noted(event):
+                report = trtc_events.presence_report(event)
+                if report is None or not await self._batches.run(report):
                     await self._decide(event)
         except TimeoutError:
             raise errors.Unavailable(OVERLOADED) from None
         finally:
             self._taken -= 1
-
-    async def _is_noted(self, event: codec.Event) -> bool:
-        report = trtc_events.presence_report(event)
-        return report is not None and await self._batches.run(report)
 
     async def _note(self, reports: Sequence[presence.Report]) -> Sequence[bool]:
         try:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from machine import changes, model, presence
-from store import connections, saving, snapshot, statements
+from store import connections, saving, sql, statements
 from store.sql import Step, Steps
 
 NOTE_APPLICATION_EVERY_MS = model.MINUTE
+PLACE = ("sdk_app_id", "room_kind", "room")
 
 
 class Presence:
@@ -32,26 +33,24 @@ class Presence:
         self._applications |= dict.fromkeys(applications, now_ms)
         return noted
 
-    def _steps(self, reports: Sequence[presence.Report], now_ms: int) -> Steps[tuple[list[bool], list[int]]]:
+    def _steps(self, reports: Sequence[presence.Report], now_ms: int) -> Steps[tuple[list[bool], set[int]]]:
         rooms = {(room.sdk_app_id, room.kind, room.name): room for each in reports for room in each.rooms}
         busy = set()
         if self._locks:
-            locks = {connections.room_lock(room): place for place, room in rooms.items()}
-            tried = yield Step(statements.TRY_ROOM, [{"lock": lock} for lock in sorted(locks)])
+            locks = {connections.room_lock(room): room for room in rooms.values()}
+            tried = yield Step(statements.TRY_ROOMS, sql.packed([{"lock": lock} for lock in sorted(locks)]))
             busy = {locks[row["lock"]] for row in tried if not row["taken"]}
-        found = yield Step(statements.SESSIONS_IN, [snapshot.at_room(room) for room in rooms.values()])
-        busy |= {(row["sdk_app_id"], row["room_kind"], row["room"]) for row in found}
-        noted = [all((room.sdk_app_id, room.kind, room.name) not in busy for room in each.rooms) for each in reports]
+        places = [dict(zip(PLACE, place, strict=True)) for place in rooms]
+        found = yield Step(statements.ACTIVE_ROOMS, sql.packed(places))
+        busy |= {rooms[tuple(row[name] for name in PLACE)] for row in found}
+        noted = [busy.isdisjoint(each.rooms) for each in reports]
         merged: changes.Presence = {}
         for each, taken in zip(reports, noted, strict=True):
             if taken and each.known:
                 about = each.rooms[-1], each.user_id
-                merged[about] = presence.merged(merged.get(about, presence.ABSENT), each.known)
-        if merged:
-            yield Step(statements.MERGE_PRESENCE, saving.presence_rows(merged, now_ms))
+                merged[about] = presence.merged(merged[about], each.known) if about in merged else each.known
         # Not for every callback: those of one application would queue for its row.
         recent_ms = now_ms - NOTE_APPLICATION_EVERY_MS
-        applications = sorted({room.sdk_app_id for room, _ in merged if self._applications.get(room.sdk_app_id, 0) <= recent_ms})
-        if applications:
-            yield Step(statements.NOTE_APPLICATION, [{"sdk_app_id": app, "callback_ms": now_ms} for app in applications])
+        applications = {room.sdk_app_id for room, _ in merged if self._applications.get(room.sdk_app_id, 0) <= recent_ms}
+        yield from saving.save_presence(merged, applications, now_ms)
         return noted, applications

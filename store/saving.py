@@ -6,12 +6,13 @@ row changed raises Conflict. The time from which idleness counts only grows, bec
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from events import codec
 from machine import alignment, changes, due_work, encryption, errors, model, presence, states
-from store import encrypted_rows, rows, statements
+from store import encrypted_rows, rows, sql, statements
 from store.sql import Row, Statement, Step, Steps
 
 
@@ -112,10 +113,7 @@ class Saver:
         reports: changes.Presence = {}
         for about, known in (report for each in made for report in each.presence.items()):
             reports[about] = presence.merged(reports.get(about, presence.ABSENT), known)
-        yield from _write(statements.MERGE_PRESENCE, presence_rows(reports, self._now_ms))
-        applications = sorted({app for each in made for app in each.applications})
-        noted = [{"sdk_app_id": app, "callback_ms": self._now_ms} for app in applications]
-        yield from _write(statements.NOTE_APPLICATION, noted)
+        yield from save_presence(reports, {app for each in made for app in each.applications}, self._now_ms)
 
     def _messages(self, made: Sequence[changes.Changes]) -> Steps[None]:
         results = [(*result, self._now_ms) for each in made for result in each.results]
@@ -169,14 +167,18 @@ def _job_row(owner: str, epoch: int, job: model.Job, now_ms: int) -> Row:
     return row | {"lease_until_ms": 0, "again_ms": again_ms, "queued_ms": queued_ms}
 
 
-def presence_rows(reports: changes.Presence, now_ms: int) -> list[Row]:
-    """Rows of presence, in the same order in every transaction, so that two do not deadlock."""
+def save_presence(reports: changes.Presence, applications: Iterable[int], now_ms: int) -> Steps[None]:
+    """Merge reports, and note the applications whose callbacks arrive; in the same order in every transaction, so that two do not
+    deadlock."""
     places = {"sdk_app_id": 0, "room_kind": "", "room": "", "user_id": "", "updated_ms": now_ms}
     made = [
         places | {"sdk_app_id": room.sdk_app_id, "room_kind": room.kind, "room": room.name, "user_id": user, **known}
         for (room, user), known in reports.items()
     ]
-    return sorted(made, key=lambda row: (row["sdk_app_id"], row["room_kind"], row["room"], row["user_id"]))
+    made.sort(key=operator.itemgetter("sdk_app_id", "room_kind", "room", "user_id"))
+    yield from _write(statements.MERGE_PRESENCE, sql.packed(made))
+    noted = [{"sdk_app_id": app, "callback_ms": now_ms} for app in sorted(applications)]
+    yield from _write(statements.NOTE_APPLICATION, noted)
 
 
 def _write(statement: Statement, written: Sequence[Row]) -> Steps[None]:

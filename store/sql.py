@@ -7,6 +7,7 @@ statement with parameters and receives rows, and the same code runs in SQLite's 
 
 from __future__ import annotations
 
+import json
 import operator
 import sqlite3
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -65,6 +66,11 @@ class Step(NamedTuple):
 
     statement: Statement
     rows: Sequence[Row]
+
+
+def packed(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows as the one parameter of a statement over `statements.given`, which then runs once for all of them."""
+    return [{"rows": json.dumps(rows)}] if rows else ()
 
 
 Answer = Sequence[Row]

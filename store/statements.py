@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     BindParameter,
     Delete,
@@ -20,6 +21,8 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    cast,
+    column,
     delete,
     exists,
     func,
@@ -29,6 +32,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    true,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -267,35 +271,44 @@ PUBLISHERS = Statement(
 )
 
 
-def _merging_presence() -> Statement:
-    """An insert that merges with the row of the same user, as presence.merged does."""
-    table, made = tables.presence, {}
-    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql)):
-        put: Any = dialect.insert(table).inline()
-        old, new = table.c, put.excluded
-        newest = {time: case((new[time] > old[time], new[time]), else_=old[time]) for time in ("audio_ms", "video_ms", "left_ms")}
-        tracks = {
-            kind: and_(
-                or_(and_(new[kind], new[time] >= old[time]), and_(old[kind], old[time] >= new[time])),
-                newest[time] > newest["left_ms"],
-            )
-            for kind, time in (("audio", "audio_ms"), ("video", "video_ms"))
-        }
-        put = put.on_conflict_do_update(
-            index_elements=[c.name for c in table.primary_key], set_=tracks | newest | {"updated_ms": new.updated_ms}
+def _given(engine: str, *columns: Any) -> Any:
+    """The rows of sql.packed, as a table with these columns."""
+    if engine == "postgresql":
+        read = func.json_to_recordset(cast(bindparam("rows", type_=Text), JSON))
+        return read.table_valued(*(column(c.name, c.type) for c in columns)).render_derived(with_types=True)
+    each = func.json_each(bindparam("rows")).table_valued("value")
+    return select(*(func.json_extract(each.c.value, f"$.{c.name}", type_=c.type).label(c.name) for c in columns)).subquery()
+
+
+def _merging_presence(engine: str, put: Any) -> Any:
+    """An insert of packed rows that merges each with the row of the same user, as presence.merged does."""
+    old, new, given = tables.presence.c, put.excluded, _given(engine, *tables.presence.c)
+    newest = {time: case((new[time] > old[time], new[time]), else_=old[time]) for time in ("audio_ms", "video_ms", "left_ms")}
+    tracks = {
+        kind: and_(
+            or_(and_(new[kind], new[time] >= old[time]), and_(old[kind], old[time] >= new[time])),
+            newest[time] > newest["left_ms"],
         )
-        made[name] = put
-    return Statement(made, *(c.name for c in table.c))
-
-
-MERGE_PRESENCE = _merging_presence()
-# Whether no decision about the room is in progress: it then waits until this transaction ends. PostgreSQL only.
-TRY_ROOM = Statement(
-    select(
-        bindparam("lock", type_=BigInteger).label("lock"),
-        func.pg_try_advisory_xact_lock_shared(bindparam("lock", type_=BigInteger)).label("taken"),
+        for kind, time in (("audio", "audio_ms"), ("video", "video_ms"))
+    }
+    # WHERE, because SQLite would take the ON of ON CONFLICT for that of a join.
+    return put.from_select(list(old.keys()), select(given).where(true())).on_conflict_do_update(
+        index_elements=[c.name for c in tables.presence.primary_key], set_=tracks | newest | {"updated_ms": new.updated_ms}
     )
-)
+
+
+def _active_rooms(engine: str) -> Any:
+    """Which of the packed rooms have an unfinished session."""
+    given = _given(engine, *(tables.sessions.c[name] for name in _ROOM))
+    return select(given).where(exists().where(*(tables.sessions.c[name] == given.c[name] for name in _ROOM), text(tables.ACTIVE)))
+
+
+_INSERTS = {"sqlite": sqlite.insert(tables.presence), "postgresql": postgresql.insert(tables.presence)}
+MERGE_PRESENCE = Statement({engine: _merging_presence(engine, put) for engine, put in _INSERTS.items()})
+ACTIVE_ROOMS = Statement({engine: _active_rooms(engine) for engine in _INSERTS})
+_LOCKS = _given("postgresql", column("lock", BigInteger))
+# Whether no decision about each room is in progress: it then waits until this transaction ends. PostgreSQL only.
+TRY_ROOMS = Statement(select(_LOCKS.c.lock, func.pg_try_advisory_xact_lock_shared(_LOCKS.c.lock).label("taken")))
 
 # --- workers --------------------------------------------------------------------------------------------------------------
 SUPERSEDED = exists().where(tables.recordings.c.id == at("recording_id"), tables.recordings.c.epoch > at("epoch"))

@@ -5,7 +5,10 @@ Rule: one `Api` value is its whole input. It opens no connection or file and doe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import fastapi
+from starlette import types
 
 from web import (
     attention_watch,
@@ -35,11 +38,22 @@ Api = dependencies.Api
 DESCRIPTION = "Records live TRTC rooms, one file per speaker, and never loses one."
 
 
+class _Application(fastapi.FastAPI):
+    """FastAPI, with routes that it does not serve itself."""
+
+    direct: Mapping[tuple[str, str], types.ASGIApp] = {}
+
+    async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
+        """Serve one request (ASGI)."""
+        direct = self.direct.get((scope.get("method", ""), scope.get("path", "")))
+        await (direct or super().__call__)(scope, receive, send)
+
+
 def create(api: dependencies.Api, *, watch: attention_watch.AttentionWatch | None = None, public: bool = True) -> fastapi.FastAPI:
     """The ASGI application of one service. Its caller starts `watch`, if it is to look without being asked. A node without the
     role `api` is not `public`: it has only the probes, the metrics and the route between nodes. Raises RuntimeError for a route
     without a scope."""
-    app = fastapi.FastAPI(
+    app = _Application(
         title="recorder",
         version=api.version,
         description=DESCRIPTION,
@@ -70,6 +84,8 @@ def create(api: dependencies.Api, *, watch: attention_watch.AttentionWatch | Non
     missing = scopes.missing(app.routes)
     if missing:
         raise RuntimeError(f"web/scopes.py has no scope for: {', '.join(missing)}")
-    direct = middleware.direct_routes(callbacks.routes, app.exception_handlers) if public else {}
-    app.add_middleware(middleware.RequestGate, api=api, direct=direct, authenticator=authenticator, console=console)
+    if public:
+        app.direct = middleware.direct_routes(callbacks.routes, app.exception_handlers, api.new_id)
+    app.add_middleware(middleware.AccessGate, api=api, authenticator=authenticator, console=console)
+    app.add_middleware(middleware.RequestFrame, new_id=api.new_id)
     return app

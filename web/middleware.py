@@ -1,4 +1,5 @@
-"""Request gate in front of all routes: request id, authentication, scope, rate limit, one log line, and the last error handler.
+"""Layers in front of all routes: `RequestFrame` with request id, one log line and the last error handler; `AccessGate` with
+authentication, scope and rate limit.
 
 Rules:
 - A request without a valid token or key, without the scope, or above the rate limit is refused before its body is read.
@@ -12,17 +13,17 @@ Source: Fetch Metadata Request Headers (W3C), and the Fetch standard: a browser 
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 import structlog
 from starlette import datastructures, requests, routing, types
-from starlette.middleware import exceptions
 
 from events import codec
 from machine import errors, metrics, tracing
@@ -64,29 +65,37 @@ _RAW_HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items
 log = structlog.get_logger()
 
 
-DirectRoutes = Mapping[tuple[str, str], types.ASGIApp]
-
-
-def direct_routes(routes: Iterable[routing.BaseRoute], handlers: Mapping[Any, Any]) -> DirectRoutes:
-    """Routes that are served without the framework's search and checks, which cost more than a callback. Their endpoints take a
-    request and return a response; `handlers` answer their errors."""
+def direct_routes(
+    routes: Iterable[routing.BaseRoute], handlers: Mapping[Any, Any], new_id: Callable[[], str]
+) -> dict[tuple[str, str], types.ASGIApp]:
+    """(method, path) → a route that is served without the framework's layers, search and checks, which cost more than a callback.
+    Their endpoints take a request, return a response, and guard themselves; `handlers` answer their errors."""
     return {
-        (method, route.path): exceptions.ExceptionMiddleware(_DirectRoute(route), handlers=handlers)
+        (method, route.path): RequestFrame(_DirectRoute(route, handlers), new_id)
         for route in routes
         if isinstance(route, routing.Route)
         for method in route.methods or ()
+        if scopes.required(method, route.path) in scopes.UNGUARDED
     }
 
 
 class _DirectRoute:
     """One route as an ASGI application."""
 
-    def __init__(self, route: routing.Route) -> None:
+    def __init__(self, route: routing.Route, handlers: Mapping[Any, Any]) -> None:
         self._route = route
+        self._handlers: dict[type[Exception], Any] = {
+            kind: handler for kind, handler in handlers.items() if isinstance(kind, type)
+        }
 
     async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
         scope["route"] = self._route
-        response = await self._route.endpoint(requests.Request(scope, receive, send))
+        request = requests.Request(scope, receive, send)
+        try:
+            response = await self._route.endpoint(request)
+        except tuple(self._handlers) as error:
+            handler = next(self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers)
+            response = await handler(request, error)
         await response(scope, receive, send)
 
 
@@ -108,23 +117,14 @@ class AccessRefusal:
         return console.refused(scope, self.status, self.message, self.headers)
 
 
-class RequestGate:
-    """The outermost ASGI layer around the routes."""
+class RequestFrame:
+    """The outermost ASGI layer of a request."""
 
-    def __init__(
-        self,
-        app: types.ASGIApp,
-        api: dependencies.Api,
-        direct: DirectRoutes,
-        authenticator: authentication.Authenticator,
-        console: console_frame.Frame | None,
-    ) -> None:
+    def __init__(self, app: types.ASGIApp, new_id: Callable[[], str]) -> None:
         self._app = app
-        self._direct = direct
-        self._new_id = api.new_id
-        self._authenticator = authenticator
-        self._console = console
-        self._rate_limiter = rate_limit.RateLimiter(api.requests_per_minute)
+        self._new_id = new_id
+        # Bound once: to look up a logger costs more than not to log.
+        self._log = log.bind()
 
     async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
         """Serve one request (ASGI)."""
@@ -145,12 +145,8 @@ class RequestGate:
 
     async def _serve(self, scope: types.Scope, receive: types.Receive, response: _Response, request_id: str) -> None:
         started_s = time.perf_counter()
-        console = self._console if scope["path"].startswith(console_frame.PREFIX) else None
         try:
-            app: types.ASGIApp | None = console.again(scope) if console is not None else None
-            if app is None and (refusal := await self._refusal(scope, console)) is not None:
-                app = refusal.page(scope, console) if console is not None else refusal.answer(request_id)
-            await (app or self._direct.get((scope["method"], scope["path"]), self._app))(scope, receive, response)
+            await self._app(scope, receive, response)
         except requests.ClientDisconnect:
             response.status = CLIENT_GONE
         except errors.Unavailable as error:
@@ -165,7 +161,44 @@ class RequestGate:
             answer = responses.failed(request_id, 500, "InternalError", responses.UNEXPECTED)
             await answer(scope, receive, response)
         finally:
-            _log_request(scope, response.status, time.perf_counter() - started_s)
+            self._log_request(scope, response.status, time.perf_counter() - started_s)
+
+    def _log_request(self, scope: types.Scope, status: int, duration_s: float) -> None:
+        """Log the request with the route's template, not with its path, which can be any text."""
+        template = _template(scope)
+        quiet = template in QUIET and status < HTTPStatus.BAD_REQUEST
+        counter, histogram = _measures(template, _method(scope), status)
+        counter.inc()
+        histogram.observe(duration_s)
+        write = self._log.debug if quiet else log.info
+        write("http.request", method=scope["method"], path=template, status=status, took_ms=round(duration_s * 1000, 1))
+
+
+class AccessGate:
+    """The ASGI layer that refuses requests."""
+
+    def __init__(
+        self,
+        app: types.ASGIApp,
+        api: dependencies.Api,
+        authenticator: authentication.Authenticator,
+        console: console_frame.Frame | None,
+    ) -> None:
+        self._app = app
+        self._authenticator = authenticator
+        self._console = console
+        self._rate_limiter = rate_limit.RateLimiter(api.requests_per_minute)
+
+    async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
+        """Serve one request (ASGI), or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        console = self._console if scope["path"].startswith(console_frame.PREFIX) else None
+        app: types.ASGIApp | None = console.again(scope) if console is not None else None
+        if app is None and (refusal := await self._refusal(scope, console)) is not None:
+            app = refusal.page(scope, console) if console is not None else refusal.answer(scope["state"]["request_id"])
+        await (app or self._app)(scope, receive, send)
 
     async def _refusal(self, scope: types.Scope, console: console_frame.Frame | None) -> AccessRefusal | None:
         needed = scopes.required(scope["method"], scope["path"])
@@ -218,13 +251,10 @@ class _Response:
         await self._send(message)
 
 
-def _log_request(scope: types.Scope, status: int, duration_s: float) -> None:
-    """Log the request with the route's template, not with its path, which can be any text."""
-    template = _template(scope)
-    write = log.debug if template in QUIET and status < HTTPStatus.BAD_REQUEST else log.info
-    metrics.HTTP_REQUESTS.labels(template, _method(scope), str(status)).inc()
-    metrics.HTTP_SECONDS.labels(template).observe(duration_s)
-    write("http.request", method=scope["method"], path=template, status=status, took_ms=round(duration_s * 1000, 1))
+@functools.cache
+def _measures(template: str, method: str, status: int) -> tuple[Any, Any]:
+    """Counter and histogram of a kind of request. To look them up costs more than to count; there are few kinds."""
+    return metrics.HTTP_REQUESTS.labels(template, method, str(status)), metrics.HTTP_SECONDS.labels(template)
 
 
 def _template(scope: types.Scope) -> str:

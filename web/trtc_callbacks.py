@@ -65,7 +65,7 @@ def router(api: dependencies.Api) -> fastapi.APIRouter:
             structlog.contextvars.bind_contextvars(ignored=mapped.reason)
             taken.note_ignored(mapped)
         else:
-            await api.take_callback(request_body.event(api, mapped.type, id=mapped.id, data=_schema_fields(mapped)))
+            await api.take_callback(_event(api, mapped))
         taken.note()
         return responses.ok(request, {"code": 0})
 
@@ -116,7 +116,9 @@ def _sdk_app_id(header: str) -> int:
     return number if number <= MAX_SDK_APP_ID else 0
 
 
-def _schema_fields(mapped: trtc_callback.CallbackEvent) -> dict[str, Any]:
-    """The fields of the callback that the event's schema has."""
+def _event(api: dependencies.Api, mapped: trtc_callback.CallbackEvent) -> codec.Event:
+    """The event, with the fields of the callback that its schema has, and checked by it. Raises InvalidEvent."""
+    structlog.contextvars.bind_contextvars(event_id=mapped.id, event_type=mapped.type)
     names = codec.schemas()["$defs"].get(mapped.type, {}).get("properties", {})
-    return {name: value for name, value in mapped.data.items() if name in names and value is not None}
+    data = {name: value for name, value in mapped.data.items() if name in names and value is not None}
+    return codec.Event(id=mapped.id, type=mapped.type, time_ms=api.clock(), data=codec.check(mapped.type, data))

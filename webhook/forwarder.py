@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import aiohttp
 import structlog
 
 from machine import errors, metrics, supervised_task
@@ -28,7 +29,7 @@ KEEP_S = 600.0
 TIMEOUT_S = 5.0  # as long as TRTC itself waits for an answer
 AT_ONCE = 8
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
-# Forwarding gives way so often at most, or a steady stream of callbacks would stop it.
+# Posts that begin together give way so often at most, or a steady stream of callbacks would stop them.
 GIVE_WAY_S, GIVES_WAY = 0.005, 20
 STOP_S = 2.0
 LOG_EVERY_S = 10.0
@@ -131,46 +132,49 @@ class CallbackForwarder:
         receiver.arrived.set()
 
     async def _run(self, receiver: _Receiver) -> None:
-        while True:
-            await receiver.arrived.wait()
-            for _ in range(GIVES_WAY):
-                if not self._busy():
-                    break
-                await asyncio.sleep(GIVE_WAY_S)
-            self._drop_old(receiver)
-            # A receiver that does not answer is tried with one callback.
-            at_once = min(len(receiver.line), 1 if receiver.failures else AT_ONCE)
-            receiver.batch = [receiver.line.popleft() for _ in range(at_once)]
-            receiver.size_bytes -= sum(len(each.body) for each in receiver.batch)
-            async with asyncio.TaskGroup() as group:
-                posts = []
-                for each in receiver.batch:
-                    posts.append(group.create_task(self._post(receiver, each)))
-                    await asyncio.sleep(
-                        0
-                    )  # one in each turn of the event loop: what TRTC asks meanwhile waits for one, not for all
-            again = [each for each, post in zip(receiver.batch, posts, strict=True) if not post.result()]
-            receiver.line.extendleft(reversed(again))
-            receiver.size_bytes += sum(len(each.body) for each in again)
-            receiver.batch = []
-            if again:
-                pause_s = BACKOFF_S[min(receiver.failures, len(BACKOFF_S)) - 1]
-                await asyncio.sleep(supervised_task.jittered_s(pause_s))
-            elif not receiver.line:
-                receiver.arrived.clear()
-                receiver.idle.set()
+        async with self._webhooks.kept(receiver.url, AT_ONCE) as kept:
+            while True:
+                await receiver.arrived.wait()
+                self._drop_old(receiver)
+                if await self._forward(receiver, kept):
+                    pause_s = BACKOFF_S[min(receiver.failures, len(BACKOFF_S)) - 1]
+                    await asyncio.sleep(supervised_task.jittered_s(pause_s))
+                elif not receiver.line:
+                    receiver.arrived.clear()
+                    receiver.idle.set()
+
+    async def _forward(self, receiver: _Receiver, kept: aiohttp.ClientSession) -> bool:
+        """Post some callbacks; returns whether some of them are to be posted again."""
+        # A receiver that does not answer is tried with one callback.
+        at_once = min(len(receiver.line), 1 if receiver.failures else AT_ONCE)
+        receiver.batch = [receiver.line.popleft() for _ in range(at_once)]
+        receiver.size_bytes -= sum(len(each.body) for each in receiver.batch)
+        posts, left = [], GIVES_WAY
+        async with asyncio.TaskGroup() as group:
+            for each in receiver.batch:
+                while left and self._busy():
+                    left -= 1
+                    await asyncio.sleep(GIVE_WAY_S)
+                posts.append(group.create_task(self._post(receiver, each, kept)))
+                # One in each turn of the event loop: what TRTC asks meanwhile waits for one, not for all.
+                await asyncio.sleep(0)
+        again = [each for each, post in zip(receiver.batch, posts, strict=True) if not post.result()]
+        receiver.line.extendleft(reversed(again))
+        receiver.size_bytes += sum(len(each.body) for each in again)
+        receiver.batch = []
+        return bool(again)
 
     def _drop_old(self, receiver: _Receiver) -> None:
         while receiver.line and self._clock_s() - receiver.line[0].since_s > KEEP_S:
             receiver.size_bytes -= len(receiver.line.popleft().body)
             self._drop(receiver, 1, f"the receiver did not take it for {KEEP_S:g} s")
 
-    async def _post(self, receiver: _Receiver, waiting: _Waiting) -> bool:
+    async def _post(self, receiver: _Receiver, waiting: _Waiting, kept: aiohttp.ClientSession) -> bool:
         """Post one callback; False if it is to be posted again."""
         headers = {"Content-Type": "application/json", "User-Agent": "recorder"}
         headers |= {"SdkAppId": str(receiver.sdk_app_id), "Sign": waiting.sign}
         try:
-            status = await self._webhooks.post(receiver.url, waiting.body, headers)
+            status = await self._webhooks.post(receiver.url, waiting.body, headers, kept)
             failure = "" if 200 <= status < 300 else f"it answered {status}"
             for_good = 300 <= status < 500 and status not in _FOR_NOW
         except errors.DeliveryFailed as error:

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import hmac
 import socket
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 
 import aiohttp
 import yarl
@@ -25,6 +25,8 @@ from webhook import dns, ssrf, status_line, target_url
 
 TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 1.0
+# Shorter than many servers keep an idle connection (5 s and more).
+KEPT_S = 4.0
 MAX_RESPONSE_BYTES = 64 * 1024
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105 (the specification's prefix, not a secret)
@@ -102,8 +104,19 @@ class WebhookSender:
         failpoints.hit("callback.send.after")
         _check_status(status)
 
-    async def post(self, url: str, body: bytes, headers: dict[str, str]) -> int:
-        """POST `body` with these headers alone; returns the status. Raises errors.DeliveryFailed as `send`, if there is none."""
+    @contextlib.asynccontextmanager
+    async def kept(self, url: str, most: int) -> AsyncIterator[aiohttp.ClientSession]:
+        """Connections to the host of a URL that `check` accepts, `most` at a time, which stay open between posts for a moment."""
+        guard = _Guard(target_url.parse(url).raw_host or "", self._allowed)
+        connector = aiohttp.TCPConnector(
+            limit=most, keepalive_timeout=KEPT_S, use_dns_cache=False, resolver=self._resolver, socket_factory=guard.open_socket
+        )
+        async with _session(connector) as session:
+            yield session
+
+    async def post(self, url: str, body: bytes, headers: dict[str, str], kept: aiohttp.ClientSession | None = None) -> int:
+        """POST `body` with these headers alone, over a `kept` connection if there is one; returns the status. Raises
+        errors.DeliveryFailed as `send`, if there is none."""
         try:
             target = target_url.parse(url)
         except errors.InvalidParameter as error:
@@ -113,6 +126,14 @@ class WebhookSender:
         waiting: list[str] = []
         dns.waiting.set(waiting)
         try:
+            if kept is not None:
+                try:
+                    return await self._exchange(kept, target, body, headers)
+                except TimeoutError:
+                    raise
+                except (aiohttp.ClientError, OSError, ValueError):
+                    # A receiver may close a kept connection at any time. What a new one meets decides.
+                    pass
             return await self._post(target, body, headers, guard)
         except TimeoutError as error:
             detail = f"The callback URL did not answer within {self._timeout_s:g} s."
@@ -134,24 +155,25 @@ class WebhookSender:
             line, force_close=True, use_dns_cache=False, resolver=self._resolver, socket_factory=guard.open_socket
         )
         try:
-            async with (
-                asyncio.timeout(self._timeout_s),
-                aiohttp.ClientSession(
-                    connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
-                ) as session,
-                session.post(target, data=body, headers=headers, allow_redirects=False) as response,
-            ):
-                # The response body is unused. Reading some of it spares the server a reset connection. The status counts even if
-                # the body never ends.
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError):
-                    async with asyncio.timeout(BODY_TIMEOUT_S):
-                        await response.content.readexactly(MAX_RESPONSE_BYTES)
-                return response.status
+            async with _session(connector) as session:
+                return await self._exchange(session, target, body, headers)
         except (aiohttp.ClientError, ValueError):
             # Headers that are too long, too many or malformed: the receiver has answered all the same.
             if line.status is None:
                 raise
             return line.status
+
+    async def _exchange(self, session: aiohttp.ClientSession, target: yarl.URL, body: bytes, headers: dict[str, str]) -> int:
+        async with (
+            asyncio.timeout(self._timeout_s),
+            session.post(target, data=body, headers=headers, allow_redirects=False) as response,
+        ):
+            # The response body is unused. Reading some of it spares the server a reset connection. The status counts even if
+            # the body never ends.
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError):
+                async with asyncio.timeout(BODY_TIMEOUT_S):
+                    await response.content.readexactly(MAX_RESPONSE_BYTES)
+            return response.status
 
     def _headers(self, webhook_id: str, now_s: int, body: bytes) -> dict[str, str]:
         headers = {
@@ -163,6 +185,10 @@ class WebhookSender:
         if self._secret:
             headers["webhook-signature"] = sign(self._secret, webhook_id, now_s, body)
         return headers
+
+
+def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False)
 
 
 class _Guard:
