@@ -51,7 +51,7 @@ async def followed(rooms: dict[str, Scene], number: int) -> None:
 
 async def test_kills_and_restarts_leave_files_that_follow_each_other(world: World, rooms: dict[str, Scene]) -> None:
     """After kill -9 and SIGTERM in the middle, the file of before is completed and the next one goes on: objects that play, each
-    with an entry. What is in none of them is told as a gap, and nothing is left on the spool or as parts in COS."""
+    with an entry. What is in none of them is reported as a gap, and nothing is left on the spool or as parts in COS."""
     for scene in rooms.values():
         await scene.join("alice", number=0)
     await followed(rooms, 1)
