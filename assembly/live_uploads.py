@@ -117,19 +117,27 @@ class LiveUploads:
         await asyncio.gather(*(self.drop(recording, abort=False) for recording in list(self._uploads)))
 
     async def _run(self, recording: str, live: _Live) -> None:
-        """Look at the file until its end, or until COS refuses it for good."""
+        """Look at the file until its end, or until COS refuses it for good. The log tells a failure that is another one than that
+        of the look before."""
+        known = ""
         while True:
             await asyncio.sleep(self._look_every_s)
+            reason, detail, retry = "", "", True
             try:
                 await live.look()
             except errors.UploadFailed as error:
-                log.info("upload.live_failed", recording=recording, reason=error.reason, detail=error.detail)
-                if not error.retry:
-                    return
+                reason, detail, retry = error.reason, error.detail, error.retry
             except (OSError, errors.RecorderError) as error:
-                log.info("upload.live_failed", recording=recording, reason=type(error).__name__, detail=str(error))
+                reason, detail = type(error).__name__, str(error)
             except Exception:
                 log.exception("upload.live_failed", recording=recording)
+            if reason and reason != known:
+                log.warning("upload.live_failed", recording=recording, reason=reason, detail=detail)
+            elif known and not reason:
+                log.info("upload.live_resumed", recording=recording)
+            if not retry:
+                return
+            known = reason
 
 
 async def _ended(live: _Live) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from machine import failpoints
 from media import bounded_file, file_threads, holes, pieces
 from tencent import cos, cos_requests, cos_target, cos_upload, live_upload
 
@@ -46,7 +47,9 @@ class PieceUploads:
             await upload.look(self._connect(piece.number))
             if upload.state.parts:
                 spare_bytes = min(piece.spare_bytes, upload.sent_bytes)
+                failpoints.hit("piece.release.before")
                 await file_threads.BULK.run(holes.punch, piece.path, bounded_file.KEPT_BYTES, spare_bytes)
+                failpoints.hit("piece.release.after")
 
     async def give_up(self) -> None:
         """Abort the uploads. Raises the errors of LiveUpload.give_up."""

@@ -6,6 +6,7 @@ because only its disk knows the rest of a recording; and a file system that give
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def of(settings: settings_module.Settings, root: Path, total_bytes: int) -> Poli
     wanted = possible and (settings.spool_policy == "bounded" or small)
     bounded = wanted and holes.supported(root)
     return Policy(bound_bytes=settings.spool_per_recording_bytes if bounded else 0, wanted=wanted)
+
+
+def over_bound(root: Path, bound_bytes: int) -> int:
+    """How many recordings take more of the spool than this (blocking). Raises OSError."""
+    taken: dict[Path, dict[int, int]] = {}
+    for path in root.glob("*/*/*"):
+        with contextlib.suppress(FileNotFoundError):
+            # A file with two names counts once.
+            taken.setdefault(path.parent, {})[path.stat().st_ino] = holes.used_bytes(path)
+    return sum(sum(files.values()) > bound_bytes for files in taken.values())
 
 
 async def at_start(settings: settings_module.Settings, free: free_space.FreeSpace) -> int:

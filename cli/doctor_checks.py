@@ -179,7 +179,7 @@ def check_space(case: Case) -> Finding:
 
 
 def check_spool_policy(case: Case) -> Finding:
-    """The file system of the spool allows what SPOOL_POLICY asks for."""
+    """The file system of the spool allows what SPOOL_POLICY asks for, and no recording takes more of it."""
     from assembly import spool_policy
 
     folder = case.settings.spool
@@ -190,7 +190,12 @@ def check_spool_policy(case: Case) -> Finding:
         return ok("it keeps everything until a recording is Done")
     if not found.bound_bytes:
         return warn(spool_policy.NOT_BOUNDED, "A long recording can fill it.", "Set SPOOL_DIR to ext4, XFS, btrfs or tmpfs")
-    return ok(f"at most {doctor_probes.size(found.bound_bytes)} for a recording")
+    most = doctor_probes.size(found.bound_bytes)
+    if over := spool_policy.over_bound(folder, found.bound_bytes):
+        meaning = "COS takes their files too slowly, or a file cannot be written while they run. They can fill the spool."
+        remedy = "Search the log of the service for upload.live_failed and follower.ended_often"
+        return warn(f"recordings that take more than {most}: {over}", meaning, remedy)
+    return ok(f"at most {most} for a recording")
 
 
 def check_lock(case: Case) -> Finding:

@@ -92,14 +92,16 @@ def _wording(rules: type, name: str) -> str:
 
 def failpoint_table() -> str:
     """docs/failpoints.md."""
-    points, distributed = failpoints.POINTS, failpoints.DISTRIBUTED_ONLY
+    points = failpoints.POINTS
+    some = (failpoints.DISTRIBUTED_ONLY, failpoints.BOUNDED_ONLY)
+    distributed, bounded = (", ".join(f"`{name}`" for name in points if name in names) for names in some)
     parts = [
         "# Failpoints\n",
         NOTICE,
         "A failpoint is a named boundary at which a test kills, freezes or fails the service. The table gives the consequence of"
         " a crash at each one. `make chaos` strikes every point; [architecture.md](architecture.md) explains the steps between"
         " them.\n",
-        "Only the distributed engine has the points " + ", ".join(f"`{name}`" for name in points if name in distributed) + ".\n",
+        f"Only the distributed engine has the points {distributed}. Only a bounded spool has the points {bounded}.\n",
         "| failpoint | consequence of a crash there |",
         "|---|---|",
         *(f"| `{name}` | {consequence} |" for name, consequence in points.items()),

@@ -47,6 +47,10 @@ POINTS: Mapping[str, str] = {
     "upload.head.after": "as before the HEAD request",
     "upload.done.before": "the object exists and matches, without an event: the retry compares it again",
     "upload.done.after": "`upload-finished` is in the outbox; nothing is pending",
+    "piece.note.before": "the file ends where its last note says, and the next file begins there",
+    "piece.note.after": "the note counts; what it replaces in the segments is released with the next note or at the end",
+    "piece.release.before": "COS has the parts, and their state is on the disk: the next look releases the bytes",
+    "piece.release.after": "nothing is pending",
     "callback.send.before": "the result is in its table and the delivery is a job: the retry posts it",
     "callback.send.after": "posted, but the outcome is not written: posted again, the same body under the same `webhook-id`",
     "callback.mark.before": "as after the POST",
@@ -60,6 +64,9 @@ POINTS: Mapping[str, str] = {
 
 DISTRIBUTED_ONLY = frozenset({"bus.acknowledge.before", "bus.acknowledge.after", "bus.publish.before", "bus.confirm.after"})
 """Failpoints of RabbitMQ's path, which the embedded engine does not have."""
+
+BOUNDED_ONLY = frozenset(name for name in POINTS if name.startswith("piece."))
+"""Failpoints of a bounded spool, which only the embedded engine has; those of the notes are in the process of a follower."""
 
 _harness: Callable[[str], None] | None = None
 

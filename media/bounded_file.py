@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from machine import alignment, model
+from machine import alignment, failpoints, model
 from media import (
     arrival_index,
     bounds,
@@ -36,8 +36,9 @@ _KEPT_BYTES = 64 << 10
 # The node keeps the beginning of the file itself for its verification. The file has so many parts at least, or small ones.
 KEPT_BYTES, _LEAST_PARTS = 2 << 20, 400
 _DECODED_S, _LEAST_DECODED_S = 5.0, 0.2
-# The last seconds of the file stay until its end is verified.
-_TAIL_MS = 15_000.0
+# The last seconds of the file stay until its end is verified, from the fragment on in which they begin. A position in an MP3 is
+# found less exactly.
+_TAIL_MS = {".mp4": 4_000.0, ".mp3": 15_000.0}
 # Some minutes of packets, and more fragments than one look finds.
 _MOST_FED, _MOST_STARTS = 100_000, 64
 # How far the position of a key frame may be from the one that the muxer gives it, and of sound: half a packet.
@@ -162,15 +163,18 @@ class BoundedFile:
             output=self._output(at_ms, begin.live_ms),
             begin=begin,
         )
+        failpoints.hit("piece.note.before")
         self.noted.save()
+        failpoints.hit("piece.note.after")
         self._release(begin)
 
     def _spare(self, offset: int, at_ms: float) -> int:
         """Before which offset no byte is needed to verify the end of the file."""
+        until_ms = at_ms - _TAIL_MS[self.path.suffix]
         self._ends.append((offset, at_ms))
-        while len(self._ends) > 1 and self._ends[1][1] < at_ms - _TAIL_MS:
+        while len(self._ends) > 1 and self._ends[1][1] < until_ms:
             self._ends.popleft()
-        return self._ends[0][0] if self._ends[0][1] < at_ms - _TAIL_MS else 0
+        return self._ends[0][0] if self._ends[0][1] < until_ms else 0
 
     def _output(self, at_ms: float, live_ms: float) -> model.Output:
         """The description of the file if it ends there."""
@@ -206,7 +210,8 @@ class BoundedFile:
         """How much of the beginning is on the disk for certain."""
         if size_bytes <= KEPT_BYTES or not isinstance(self._frames, fragments.GrowingFragments):
             return _DECODED_S
-        return max(_LEAST_DECODED_S, min(_DECODED_S, self._frames.seen_ms(KEPT_BYTES) / 1000))
+        # Half of it: ffmpeg decodes some packets behind the time at which it is to stop.
+        return max(_LEAST_DECODED_S, min(_DECODED_S, self._frames.seen_ms(KEPT_BYTES) / 2_000))
 
     def _write_head(self, head: bytes) -> None:
         with self.path.open("r+b") as file:

@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from machine import supervised_task
-from media import ffmpeg_process, file_threads, follower_process, following, joiner, resource_limits, transcode
+from media import ffmpeg_process, file_threads, follower_process, following, joiner, pieces, resource_limits, transcode
 
 log = structlog.get_logger()
 
@@ -250,7 +250,8 @@ class _Follower:
     async def _run(self) -> None:
         """Follow after a while. On a bounded spool the file cannot be made afterwards: a follower that ends has a successor,
         which writes the next piece."""
-        await asyncio.sleep(supervised_task.jittered_s(self._after_s))
+        if not await file_threads.BULK.run(self._begun):
+            await asyncio.sleep(supervised_task.jittered_s(self._after_s))
         await self._once()
         runs = 1
         while self._followed.bound_bytes and self._wanted and runs <= _MOST_RUNS:
@@ -262,6 +263,10 @@ class _Follower:
         if self._followed.bound_bytes and self._wanted:
             kept = "Its segments stay on the spool until it is Done; follower.gave_up says why."
             log.warning("follower.ended_often", recording=self._followed.recording, times=runs, detail=kept)
+
+    def _begun(self) -> bool:
+        """Whether a part of the recording was released already: what follows must not wait for it (blocking)."""
+        return self._followed.bound_bytes > 0 and any(self._followed.part.parent.glob(f"*{pieces.NOTE_SUFFIX}"))
 
     async def _once(self) -> None:
         """Let a process follow the recording, wait for the answer, and remove what a process that died has left."""

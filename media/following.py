@@ -49,6 +49,7 @@ LAG_MS = track_clock.ENVELOPE_MS + 90_000
 _LAG_PARTS, _LEARNING_LOOKS = (0.025, 0.05, 0.1, 0.2, 0.5, 1.0), 10
 # A placement takes as long as the recording, a hundredth of a second per hour and track.
 PLACE_EVERY_MS, _PLACES = 10_000, 400
+_BOUNDED_PLACE_MS = 30_000  # on a bounded spool, where nothing is released before it is placed
 # So many restarts at once, and another one now and then: a long recording has more of everything.
 MOST_RESTARTS, RESTART_EVERY_MS = 3, 3_600_000
 _MOST_SEGMENTS = 100
@@ -110,7 +111,7 @@ class Following:
         while self._read(growing=True):
             await asyncio.sleep(0)  # others read too
             lasted_ms = self._newest_ms - self._segments[0].begun_ms
-            if lasted_ms > LAG_MS / 2 and self._newest_ms - self._placed_ms >= max(PLACE_EVERY_MS, lasted_ms / _PLACES):
+            if lasted_ms > LAG_MS / 2 and self._newest_ms - self._placed_ms >= self._place_every_ms(lasted_ms):
                 self._placed_ms = self._newest_ms
                 found, placed = self._survey([joiner.SegmentFile(path=segment.path) for segment in self._segments])
                 self._lag.learn(placed, self._newest_ms)
@@ -119,6 +120,10 @@ class Following:
         if self._writing is not None and self._writing.bounded is not None:
             await file_threads.BULK.run(self._writing.bounded.look)
         return self._newest_ms > before_ms
+
+    def _place_every_ms(self, lasted_ms: float) -> float:
+        every_ms = max(PLACE_EVERY_MS, lasted_ms / _PLACES)
+        return min(every_ms, _BOUNDED_PLACE_MS) if self._bound_bytes else every_ms
 
     async def finish(self, segments: Sequence[joiner.SegmentFile], output: Path) -> Finished:
         """Join the rest, verify the file and give it its name. Raises GaveUp, errors.TranscodeFailed and OSError."""

@@ -7,6 +7,7 @@ fragments is whole.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import os
 import struct
@@ -22,7 +23,9 @@ RESERVED_BYTES = 64 << 10
 # ffmpeg's options: fragments begin at key frames, and without one after this time.
 FRAGMENT_US = 10_000_000
 FLAGS = "frag_keyframe+delay_moov+default_base_moof+skip_trailer"
-_MOST_ENTRIES = 5_000
+_MOST_ENTRIES = 4_500
+# The index has each of the last fragments, because the bytes before them may be released.
+_MOST_RECENT = 200
 _HEAD, _WORD, _WIDE = struct.Struct(">I4s"), struct.Struct(">I"), struct.Struct(">Q")
 _KINDS = {b"soun": flv.AUDIO, b"vide": flv.VIDEO}
 _NOT_SYNC, _FIRST_FLAGS, _SAMPLE_FLAGS = 0x10000, 0x4, 0x400
@@ -60,6 +63,7 @@ class GrowingFragments:
         self.first_bytes = 0  # where the first fragment begins
         self.ends_ms: dict[int, float] = {}  # where each track ends
         self._index: list[tuple[int, dict[int, int]]] = []  # fragments by offset, with the media time of each track
+        self._recent: collections.deque[tuple[int, dict[int, int]]] = collections.deque(maxlen=_MOST_RECENT)
 
     def look(self) -> list[Start]:
         """The fragments that have begun since the last look (blocking). Raises OSError, and errors.TranscodeFailed for bytes that
@@ -106,6 +110,7 @@ class GrowingFragments:
         return Start(offset=self._at, at_ms=at_ms, clean=clean)
 
     def _note(self, offset: int, times: dict[int, int]) -> None:
+        self._recent.append((offset, times))
         if self._count % self._stride == 0:
             self._index.append((offset, times))
             if len(self._index) > _MOST_ENTRIES // len(self._tracks):
@@ -121,10 +126,11 @@ class GrowingFragments:
         """Everything before the first fragment: with an index for a file that ends, in which players find every position. Raises
         errors.TranscodeFailed if it does not fit."""
         head, tail = self._type + (_with_duration(self._movie, duration_ms) if end_bytes else self._movie), b""
+        indexed = [*self._index, *(each for each in self._recent if each[0] > self._index[-1][0])]
         # One index for each track, with times in its own units, and right before the fragments: ffmpeg reads no others.
         for number, track in self._tracks.items() if end_bytes else ():
             end = end_bytes, round((duration_ms - track.begin_ms) * track.timescale / 1000)
-            index = [*((offset, times[number]) for offset, times in self._index), end]
+            index = [*((offset, times[number]) for offset, times in indexed), end]
             tail = _sidx(number, track.timescale, index, len(tail)) + tail
         free = self.first_bytes - len(head) - len(tail)
         if free < _HEAD.size:

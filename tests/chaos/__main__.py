@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -37,8 +36,11 @@ def main() -> int:
             work = iter(plans.grouped(engine, given.seed, part=given.part))
         else:
             work = iter([plans.make(engine, given.seed)])
-        if given.follow:
-            work = (replace(plan, capture=plans.NATIVE, follow=True) for plan in work)
+        if given.follow or given.spool_policy:
+            work = (
+                plans.followed(plan, bounded=given.spool_policy == "bounded" or (not given.spool_policy and plan.seed % 2 > 0))
+                for plan in work
+            )
         made = runner.carry_out(work, folder / engine, folder / "content", at_once=given.at_once, done=_print_outcome)
         outcomes += asyncio.run(made)
     about = {"command": f"make chaos CHAOS_MINUTES={given.minutes:g}"}
@@ -64,6 +66,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="one run, as this seed has it")
     parser.add_argument("--part", type=int, default=0, help="few runs with many strikes: every point, every second one …")
     parser.add_argument("--follow", action="store_true", help="follow all recordings, whatever the seed says")
+    policies = "follow all recordings, on such a spool; with --follow alone, both take turns on the embedded engine"
+    parser.add_argument("--spool-policy", choices=("keep", "bounded"), help=policies)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long, both engines together")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--at-once", type=int, default=0, help="runs at once; by the cores if not given")
@@ -75,7 +79,8 @@ def _print_outcome(outcome: worlds.Outcome) -> None:
     struck = plans.sentence(outcome.plan.strikes)
     missed = "" if len(outcome.struck) == len(outcome.plan.strikes) else f" ({len(outcome.struck)} struck)"
     end = "–" if outcome.seconds_to_end is None else f"{outcome.seconds_to_end:.1f} s"
-    run = f"{outcome.plan.engine} {outcome.plan.seed} {outcome.plan.capture}{' followed' * outcome.plan.follow}"
+    way = " bounded" if outcome.plan.bounded else " followed" * outcome.plan.follow
+    run = f"{outcome.plan.engine} {outcome.plan.seed} {outcome.plan.capture}{way}"
     _print(f"{'FAIL' if outcome.failed else 'ok  '} {run}: {struck}{missed}, {end}")
 
 

@@ -120,13 +120,14 @@ def _lost_recordings(scope: Scope, recordings: Sequence[Row]) -> list[str]:
         if row["state"] != "Done":
             lost.append(f"{row['id']} is {row['state']}: {row['code']} {row['detail']}")
             continue
-        path, output = scope.bucket / _key(row), json.loads(row["output"])
-        if not path.is_file():
-            lost.append(f"{row['id']}: {path.name} is not in COS")
-        elif path.stat().st_size != output["SizeBytes"] or str(session_audit.crc64(path.read_bytes())) != output["Crc64"]:
-            lost.append(f"{row['id']}: the object is not the file that was reported")
-        elif output["DurationMs"] <= 0:
-            lost.append(f"{row['id']}: the file holds nothing")
+        for url, output in _files(row):
+            path = scope.bucket / _key(url)
+            if not path.is_file():
+                lost.append(f"{row['id']}: {path.name} is not in COS")
+            elif path.stat().st_size != output["SizeBytes"] or str(session_audit.crc64(path.read_bytes())) != output["Crc64"]:
+                lost.append(f"{row['id']}: the object {path.name} is not the file that was reported")
+            elif output["DurationMs"] <= 0:
+                lost.append(f"{row['id']}: the file {path.name} holds nothing")
     return lost
 
 
@@ -134,7 +135,7 @@ def _changed_objects(scope: Scope, posts: Sequence[tuple[str, str]]) -> list[str
     """Objects that are no longer what some delivered result says they are."""
     changed = []
     for entry in (entry for _, body in posts for entry in json.loads(body)["Files"] if entry["RecordFile"]):
-        path = scope.bucket / _key({"url": entry["RecordFile"]})
+        path = scope.bucket / _key(entry["RecordFile"])
         content = path.read_bytes() if path.is_file() else b""
         if (len(content), str(session_audit.crc64(content))) != (entry["Size"], entry["Crc64"]):
             changed.append(f"{path.name}: the object is not the one that was delivered")
@@ -199,7 +200,7 @@ def _doubled_sessions(scope: Scope, sessions: Sequence[Row]) -> list[str]:
 
 def _doubled_objects(scope: Scope, recordings: Sequence[Row]) -> list[str]:
     """Objects that belong to no recording, and keys that two recordings share."""
-    keys = [_key(row) for row in recordings if row["url"]]
+    keys = [_key(url) for row in recordings if row["url"] for url, _ in _files(row)]
     there = [path.relative_to(scope.bucket).as_posix() for path in scope.bucket.glob(f"{scope.prefix}/**/*") if path.is_file()]
     doubled = [f"{key} belongs to no recording" for key in there if key not in keys and not key.endswith(MANIFEST)]
     return doubled + [f"{key} belongs to {keys.count(key)} recordings" for key in set(keys) if keys.count(key) > 1]
@@ -248,8 +249,14 @@ def _orphans(scope: Scope) -> list[str]:
     return found
 
 
-def _key(row: Row) -> str:
-    return str(row["url"]).removeprefix("https://").split("/", 1)[1] if row["url"] else ""
+def _files(row: Row) -> list[tuple[str, Any]]:
+    """The address and the description of each file of a recording that is Done; several on a bounded spool."""
+    output = json.loads(row["output"])
+    return [*((file["Url"], file["Output"]) for file in output.get("Earlier", ())), (row["url"], output)]
+
+
+def _key(url: str) -> str:
+    return url.removeprefix("https://").split("/", 1)[1] if url else ""
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import av
@@ -65,6 +65,10 @@ class Live:
 
         stream.join, stream.leave, stream.advance = joined, left, advanced  # type: ignore[method-assign]
 
+    def copied(self) -> Live:
+        """As it is now."""
+        return replace(self, pulls=[[*each] for each in self.pulls], sent=[*self.sent])
+
     def frame_at(self, moment_s: float) -> int:
         """The last frame that had been sent at a moment, counted from the beginning of the stream."""
         return int((moment_s - self.began_s) * RATE)
@@ -87,11 +91,11 @@ def pictures(path: Path) -> list[Picture]:
     return found
 
 
-def sent(shown: Sequence[Picture], speaker: Live) -> list[Picture]:
+def sent(shown: Sequence[Picture], speaker: Live, before: int | None = None) -> list[Picture]:
     """The same pictures, with frames counted from the beginning of the stream: each relative to the one before it, the first
-    relative to the first pull."""
+    relative to the last one `before` it, or to the first pull."""
     counted = []
-    latest = speaker.frame_at(min(begun_s for begun_s, _ in speaker.pulls))
+    latest = speaker.frame_at(min(begun_s for begun_s, _ in speaker.pulls)) if before is None else before
     for picture in shown:
         since = (picture.frame - speaker.first_frame - latest + MOST_BACK) % LOOP - MOST_BACK
         latest += since

@@ -31,10 +31,10 @@ def named(process: Path) -> set[str]:
     return {word for word in words if word.endswith(SUFFIX)}
 
 
-def own() -> list[str]:
-    """The segments that this process captures, itself or by its ffmpegs."""
-    found = written(Path("/proc/self"))
-    for listed in Path("/proc/self/task").glob("*/children"):
+def of(pid: int) -> list[str]:
+    """The segments that a process captures, itself or by its ffmpegs."""
+    found = written(Path(f"/proc/{pid}"))
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for child in listed.read_text().split():
                 with contextlib.suppress(OSError):

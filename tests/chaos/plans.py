@@ -29,6 +29,10 @@ IN_CAPTURE = 0.4
 """The share of runs with one more kill in the middle of a capture, which measures the lost media."""
 FOLLOWED = 0.7
 """The share of runs with native captures in which these are followed."""
+BOUNDED = 0.5
+"""The share of followed runs on one node whose spool is bounded."""
+PART_HITS = 12
+"""How often a run on a bounded spool sends a part, at most: while the room is live, and the first part at the end."""
 NODES = ("control", "worker1", "worker2")
 """The nodes of the distributed engine."""
 CONTROL_ONLY = ("inbox", "decision")
@@ -66,7 +70,7 @@ class Strike:
 class Plan:
     """One run. `away_s`: how long a killed worker stays away where others can take over; `shared`: one spool for all workers;
     `part`: not 0 for a plan of `grouped`; `skews`: node → (s after its start, ms that its clock is ahead from then on);
-    `capture`: the setting CAPTURE of all nodes; `follow`: the setting FOLLOW, within seconds."""
+    `capture`: the setting CAPTURE of all nodes; `follow`: the setting FOLLOW, within seconds; `bounded`: on a bounded spool."""
 
     engine: str
     seed: int
@@ -78,17 +82,20 @@ class Plan:
     skews: Mapping[str, Sequence[tuple[float, int]]] = field(default_factory=dict)
     capture: str = NATIVE
     follow: bool = False
+    bounded: bool = False
 
     @property
     def repeat(self) -> str:
         """The command that repeats the run."""
-        more = f" --part {self.part}" * bool(self.part) + " --follow" * self.follow
+        more = f" --part {self.part}" * bool(self.part)
+        more += f" --follow --spool-policy {'bounded' if self.bounded else 'keep'}" * self.follow
         return f"python -m tests.chaos --engine {self.engine} --seed {self.seed}{more}"
 
 
 def points(engine: str) -> list[str]:
     """The failpoints of an engine, in the order of the table."""
-    return [name for name in failpoints.POINTS if engine == DISTRIBUTED or name not in failpoints.DISTRIBUTED_ONLY]
+    others = failpoints.BOUNDED_ONLY if engine == DISTRIBUTED else failpoints.DISTRIBUTED_ONLY
+    return [name for name in failpoints.POINTS if name not in others]
 
 
 def make(engine: str, seed: int) -> Plan:
@@ -117,7 +124,25 @@ def make(engine: str, seed: int) -> Plan:
         skews=_skews(chance) if engine == DISTRIBUTED and chance.random() < SKEWED else {},
         capture=chance.choice(CAPTURES),
     )
-    return replace(made, follow=chance.random() < FOLLOWED and may_follow(made))
+    if chance.random() < FOLLOWED and may_follow(made):
+        made = followed(made, bounded=chance.random() < BOUNDED)
+    return followed(made, bounded=True) if needs_bounded(made) else made
+
+
+def followed(plan: Plan, *, bounded: bool) -> Plan:
+    """The plan with FOLLOW, on one node with a `bounded` spool. There parts are struck wherever they come, the first one last."""
+    bounded = plan.engine == EMBEDDED and (bounded or needs_bounded(plan))
+    hits = random.Random(plan.seed)
+    strikes = [
+        replace(each, hit=hits.randint(1, PART_HITS)) if bounded and each.point.startswith("upload.part") else each
+        for each in plan.strikes
+    ]
+    return replace(plan, capture=NATIVE, follow=True, bounded=bounded, strikes=tuple(strikes))
+
+
+def needs_bounded(plan: Plan) -> bool:
+    """Whether a plan strikes what only a bounded spool has."""
+    return any(strike.point in failpoints.BOUNDED_ONLY for strike in plan.strikes)
 
 
 def may_follow(plan: Plan) -> bool:
@@ -136,7 +161,7 @@ def _skews(chance: random.Random) -> dict[str, list[tuple[float, int]]]:
 
 def grouped(engine: str, seed: int, *, part: int = 1) -> list[Plan]:
     """A few runs with many strikes each, apart in time: every failpoint once, or with `part` every `part`-th one, chosen by the
-    seed."""
+    seed. One run more has those of a bounded spool."""
     chance = random.Random(f"{engine} {seed} grouped")
     names = points(engine)
     chosen = chance.sample(names, len(names) // part)
@@ -152,6 +177,9 @@ def grouped(engine: str, seed: int, *, part: int = 1) -> list[Plan]:
         ending = _ending(strikes, DISMISS)
         plan = Plan(engine=engine, seed=seed, strikes=strikes, ending=ending, part=part, capture=capture)
         made.append(replace(plan, follow=may_follow(plan)))
+    bounded = [Strike(point=name, hit=1, act=KILL) for name in chosen if name in failpoints.BOUNDED_ONLY]
+    if bounded:
+        made.append(followed(Plan(engine=engine, seed=seed, strikes=tuple(bounded), part=part), bounded=True))
     return made
 
 

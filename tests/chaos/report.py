@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,7 @@ def summary(outcomes: Sequence[worlds.Outcome]) -> dict[str, Any]:
         "runs": len(outcomes),
         "captures": {capture: sum(o.plan.capture == capture for o in outcomes) for capture in plans.CAPTURES},
         "followed": {"runs": sum(o.plan.follow for o in outcomes), "files": _followed(outcomes)},
+        "bounded": {"runs": sum(o.plan.bounded for o in outcomes), "files": _bounded(outcomes)},
         "points": [_point(engine, point, outcomes) for engine in plans.ENGINES for point in _struck_points(engine, outcomes)],
         "unstruck": {engine: _unstruck(engine, outcomes) for engine in plans.ENGINES},
         "repeated_posts": sum(o.repeated_posts for o in outcomes),
@@ -103,6 +105,7 @@ def table(outcomes: Sequence[worlds.Outcome]) -> str:
             lines.append(f"media lost to a kill, by {capture} capture that it hit, s: {_values(lost)}")
         of_engine = [o for o in outcomes if o.plan.engine == engine]
         lines.append(f"followed: {sum(o.plan.follow for o in of_engine)} runs, {_followed(of_engine)} files made by followers")
+        lines.append(f"on a bounded spool: {sum(o.plan.bounded for o in of_engine)} runs, files by speaker {_bounded(of_engine)}")
         heard = [(o.heard, o.repeated_deliveries) for o in outcomes if o.plan.engine == engine]
         if engine == plans.DISTRIBUTED:
             lines.append(f"heard by a subscriber: {sum(n for n, _ in heard)} results, {sum(n for _, n in heard)} of them again")
@@ -113,6 +116,12 @@ def table(outcomes: Sequence[worlds.Outcome]) -> str:
 def _followed(outcomes: Sequence[worlds.Outcome]) -> int:
     """The files that followers made; of the others the usual transcode did."""
     return sum(sum(o.followed) for o in outcomes)
+
+
+def _bounded(outcomes: Sequence[worlds.Outcome]) -> dict[str, int]:
+    """How many speakers of runs on a bounded spool got so many files."""
+    counts = Counter(number for o in outcomes if o.plan.bounded for number in o.files)
+    return {str(number): count for number, count in sorted(counts.items())}
 
 
 def failure(outcome: worlds.Outcome) -> str:
@@ -126,6 +135,7 @@ def failure(outcome: worlds.Outcome) -> str:
 def _failure(outcome: worlds.Outcome) -> dict[str, Any]:
     faults = {name: each for name, each in outcome.faults.items() if each}
     plan = {"repeat": outcome.plan.repeat, "capture": outcome.plan.capture, "follow": outcome.plan.follow}
+    plan |= {"bounded": outcome.plan.bounded}
     return plan | {"strikes": outcome.struck, "faults": faults, "folder": str(outcome.folder)}
 
 

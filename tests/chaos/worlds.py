@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent import futures
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -24,10 +24,11 @@ from typing import Any
 
 import aiohttp
 
+from machine import failpoints
 from simulator import server
 from simulator.cos import signature
 from tests import backends, fork_server, subscriber, waiting
-from tests.chaos import audit, cover, media, nodes, plans
+from tests.chaos import audit, cover, judgement, media, nodes, plans
 
 REGION, BUCKET = "ap-shanghai", "recordings-1250000000"
 ACCOUNT = signature.Account(secret_id="AKIDexample", secret_key="secret-key-example")
@@ -36,6 +37,8 @@ SPEAKERS = ("alice", "bob")
 LEASE_S, LINGER_S = 3.0 * waiting.pace(), 2.0 * waiting.pace()
 FROZEN_S = LEASE_S + 2.0
 LIVE_S, AFTER_S = 3.5, 2.0
+# Until COS has some parts of a file on a bounded spool, and their bytes are released.
+RELEASED_S = 10.0
 TOLD_S = 10.0
 # A clock counts as off from a second on, as far as a round trip to the database can tell.
 SURELY_OFF_MS = 1_200
@@ -65,7 +68,7 @@ SETTINGS = {
 class Outcome:
     """The outcome of a run. `struck`: the records of the strikes that happened; `faults`: figure → sentences; `media_lost_s`: the
     media that each capture lost to the kill that took it along; `covers`: the judgement of each speaker's files; `followed`: for
-    each transcode of a followed recording, whether its follower made the file."""
+    each transcode of a followed recording, whether its follower made the file; `files`: of each speaker, how many."""
 
     plan: plans.Plan
     folder: Path
@@ -78,6 +81,7 @@ class Outcome:
     media_lost_s: list[float] = field(default_factory=list)
     covers: list[cover.Cover] = field(default_factory=list)
     followed: list[bool] = field(default_factory=list)
+    files: list[int] = field(default_factory=list)
 
     @property
     def failed(self) -> bool:
@@ -150,6 +154,7 @@ class Run:
     async def _start_nodes(self) -> None:
         simulator = self.simulator
         environment = SETTINGS | self.backend.settings | {"CAPTURE": self.plan.capture, "FOLLOW": str(self.plan.follow)}
+        environment["SPOOL_POLICY"] = "bounded" if self.plan.bounded else "keep"
         environment |= {"PULL_ADDRESS": simulator.pull_template, "COS_ENDPOINT": simulator.url}
         environment |= {"TRTC_CALLBACK_KEYS": json.dumps({str(self.app): CALLBACK_KEY})}
         if self.plan.engine == plans.EMBEDDED:
@@ -187,16 +192,22 @@ class Run:
             self._lives[name] = media.Live(began_s=speaker.stream.started_s, first_frame=first)
             self._lives[name].watch(speaker.stream)
         await waiting.until(self._all_pulled, 40, "both speakers to be pulled", every_s=0.1)
-        await nodes.pass_time(LIVE_S)
+        await nodes.pass_time(RELEASED_S if self.plan.bounded else LIVE_S)
         # After a strike while live, the room stays live until the service has recovered. Otherwise the run would show neither the
         # size of the gap nor whether it ends.
         quiet_s = 0.0
         while quiet_s < AFTER_S and time.monotonic() < self._patient_until_s():
             await nodes.pass_time(0.25)
-            quiet_s = quiet_s + 0.25 if not self.struck() or await self._calm() else 0.0
+            quiet = not self._awaited() and (not self.struck() or await self._calm())
+            quiet_s = quiet_s + 0.25 if quiet else 0.0
         # Checked now and not only at the end: an orphaned capture ends with its stream, after a recording that no node knows.
         with contextlib.suppress(AssertionError):
             await waiting.until(self._no_strays, STRAY_LIMIT_S, every_s=0.5)
+
+    def _awaited(self) -> bool:
+        """Whether a strike is to come that comes only while files grow."""
+        struck = {strike["Point"] for strike in self.struck()}
+        return any(each.point in failpoints.BOUNDED_ONLY and each.point not in struck for each in self.plan.strikes)
 
     def _patient_until_s(self) -> float:
         begun_s = min(live.began_s for live in self._lives.values())
@@ -232,7 +243,7 @@ class Run:
 
     async def _until_over(self) -> list[str]:
         last = ""
-        cleaned = any(strike.point.startswith("cleanup") for strike in self.plan.strikes)
+        cleaned = self.plan.bounded or any(strike.point.startswith("cleanup") for strike in self.plan.strikes)
 
         async def over() -> bool:
             nonlocal last
@@ -339,42 +350,26 @@ class Run:
         await self._judge_media(outcome, scope.bucket)
 
     async def _judge_media(self, outcome: Outcome, bucket: Path) -> None:
-        wrong = outcome.faults.setdefault("media", [])
-        killed = cover.kills(outcome.struck)
-        for speaker, live in self._lives.items():
-            if not live.pulls:
-                wrong.append(f"{speaker} was never pulled")
-                continue
-            files, kills = [], []
-            for path in sorted((bucket / self.prefix / self.task_id).glob(f"{speaker}_*.mp4")):
-                shown = media.sent(await asyncio.get_running_loop().run_in_executor(self._decoder, media.pictures, path), live)
-                gaps = [(gap["At"], gap["Duration"]) for entry in self._entries(path.name) for gap in entry["Gaps"]]
-                files.append(cover.File(shown=shown, gaps=gaps))
-                kills += killed.get(path.stem, [])
-                counted = [picture.frame for picture in shown]
-                lost = [media.lost_s(counted, live, moment_s) for moment_s in killed.get(path.stem, ())]
-                outcome.media_lost_s += [round(each, 3) for each in lost if each is not None]
-            found = self._covered(files, live, kills, outcome.struck)
-            wrong += [f"{speaker}: {fault}" for fault in found.faults]
-            outcome.covers.append(found)
-
-    def _covered(
-        self, files: Sequence[cover.File], live: media.Live, kills: Sequence[float], struck: Sequence[Mapping[str, Any]]
-    ) -> cover.Cover:
-        moments = [strike["MonotonicS"] for strike in struck]
+        results = [received.json() for received in self.simulator.receiver.received[self.prefix]]
         events = cover.Events(
             ended_s=self.ended_s,
-            kills=kills,
-            strikes=moments,
+            strikes=[strike["MonotonicS"] for strike in outcome.struck],
             take_over_s=_take_over_s(),
             lost_s=cover.LOST_S[self.plan.capture],
         )
-        return cover.judge(files, live, events)
-
-    def _entries(self, name: str) -> list[dict[str, Any]]:
-        """The entries of a file in the newest result."""
-        results = [received.json() for received in self.simulator.receiver.received[self.prefix]]
-        return [entry for entry in results[-1]["Files"] if entry["RecordFile"].endswith(f"/{name}")] if results else []
+        run = judgement.Run(
+            objects=bucket / self.prefix / self.task_id,
+            entries=results[-1]["Files"] if results else [],
+            kills=cover.kills(outcome.struck),
+            events=events,
+        )
+        for speaker, live in self._lives.items():
+            work = asyncio.get_running_loop().run_in_executor(self._decoder, judgement.speaker, run, speaker, live.copied())
+            found = await work
+            outcome.faults.setdefault("media", []).extend(f"{speaker}: {fault}" for fault in found.faults)
+            outcome.media_lost_s += found.lost_s
+            outcome.covers += [found.cover] if found.cover else []
+            outcome.files.append(found.files)
 
     async def _remove(self) -> None:
         whole = self.folder / "whole.log"

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from media import arrival_index, flv
+from media import arrival_index, flv, following, pieces
 from media.transcode import SegmentFile, Transcoder
+from tencent import cos
 from tests import browser, untidy_streams
 from tests.flv_source import FFMPEG
+from tests.integration import scripted_cos
+from tests.integration.test_bounded_spool import NOISE, Bounded, server, soon, uploader
+from tests.integration.test_following import Growing, stream
+
+__all__ = ["server", "soon", "uploader"]  # fixtures
 
 BEGAN_MS = 1_790_000_000_000
 NEAR_S = 0.1
@@ -37,3 +43,33 @@ async def test_chromium_shows_each_second_in_its_place(tmp_path: Path, name: str
     assert flashes == list(range(8)), shown.bright
     assert shown.beeps == pytest.approx(range(8), abs=NEAR_S)
     assert shown.sound_s == pytest.approx(shown.duration_s, abs=NEAR_S)
+
+
+async def test_chromium_seeks_in_the_files_of_a_bounded_spool(
+    tmp_path: Path, soon: None, server: scripted_cos.Cos, uploader: cos.CosUploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of fragments tell their duration, and a seek shows the second that is asked for: in a file that was followed to its
+    end, and in one that a crash has ended. Second 3 of each ten is bright."""
+    monkeypatch.setattr(following, "LAG_MS", 5_000)
+    sent = stream(70, filters=f"{NOISE},drawbox=color=white:t=fill:enable='between(t,3,3.99)'")
+    objects = []
+    for name, grown_s in (("crashed", 60), ("whole", 73)):
+        folder = tmp_path / name
+        folder.mkdir()
+        bounded = Bounded(folder, server, uploader)
+        segment = Growing(folder / "00000001.flv", sent)
+        bounded.follower.add(segment.path)
+        await bounded.grow(segment, range(grown_s))
+        if name == "whole":
+            await bounded.follower.finish([segment.whole], folder / "unused")
+        await bounded.follower.stop()
+        await bounded.uploads.close()
+        (piece,) = pieces.settled(folder)
+        path = tmp_path / f"{name}.mp4"
+        path.write_bytes(await bounded.upload(1, piece.path, piece.output))
+        objects.append((path, piece.output.duration_ms / 1000))
+    for path, duration_s in objects:
+        assert duration_s > 40
+        shown = await browser.play(path, [second + 0.5 for second in (43, 22, 23, 24, 3, 33, 34, 13)], tmp_path, sound=False)
+        assert shown.duration_s == pytest.approx(duration_s, abs=NEAR_S)
+        assert [at for at, bright in shown.bright.items() if bright > 128] == [43.5, 23.5, 3.5, 33.5, 13.5], path.name

@@ -142,11 +142,20 @@ async def test_spool_space(world: World) -> None:
 
 @doctor_world.SQLITE
 async def test_spool_policy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An embedded engine keeps everything on a spool whose file system cannot release bytes, and doctor says so."""
+    """An embedded engine keeps everything on a spool whose file system cannot release bytes, and doctor says so. It also names
+    recordings that take more than their bound; a file with two names counts once."""
     world.environ["SPOOL_POLICY"] = "bounded"
     world.spool.mkdir(parents=True)
     assert await world.broken() == []
     assert (await world.examine())["spool-policy"].found == "at most 64.0 MiB for a recording"
+    (folder := world.spool / "T" / "al_1").mkdir(parents=True)
+    (folder / "00000001.p1.mp4").write_bytes(bytes(24 << 20))
+    (folder / "finished.00000002.mp4").hardlink_to(folder / "00000001.p1.mp4")
+    world.environ["SPOOL_PER_RECORDING"] = "32MiB"
+    assert await world.broken() == []
+    (folder / "00000001.flv").write_bytes(bytes(12 << 20))
+    assert (await world.examine())["spool-policy"].found == "recordings that take more than 32.0 MiB: 1"
+    assert await world.broken() == [("spool-policy", "warn")]
     monkeypatch.setattr(holes, "supported", lambda _: False)
     assert await world.broken() == [("spool-policy", "warn")]
 

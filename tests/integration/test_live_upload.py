@@ -8,10 +8,12 @@ from pathlib import Path
 
 import fastcrc
 import pytest
+import structlog
 
+from assembly import live_uploads
 from machine import errors
 from tencent import cos, cos_requests, cos_upload, file_parts, live_upload
-from tests import scrapes
+from tests import scrapes, waiting
 from tests.integration import scripted_cos
 
 MIB = scripted_cos.MIB
@@ -160,3 +162,19 @@ async def test_the_saved_state_resumes(growing: Growing, server: scripted_cos.Co
     await scripted_cos.upload(uploader, growing.path, server, state=notes.states[-1], verified=verified)
     assert server.operations == ["parts", "complete", "head"]
     assert server.objects[scripted_cos.KEY] == growing.data
+
+
+async def test_the_log_tells_once_that_cos_is_away_and_back(growing: Growing, server: scripted_cos.Cos) -> None:
+    """Hours without COS are two lines for each recording, not one for each look."""
+    uploads = live_uploads.LiveUploads(look_every_s=0.01)
+    server.script["part"] = [scripted_cos.refuse(503, "ServiceUnavailable")] * 40
+    await growing.grow(0)
+    growing.path.write_bytes(os.urandom(3 * MIB))
+    with structlog.testing.capture_logs() as lines:
+        uploads.begin("T/al/1", growing.live, scripted_cos.target(server), growing._connect)
+        await waiting.until(lambda: uploads.sent_parts() == 2, 20)
+        await waiting.until(lambda: any(line["event"] == "upload.live_resumed" for line in lines))
+    await uploads.drop("T/al/1")
+    told = [(line["event"], line["log_level"]) for line in lines if line["event"].startswith("upload.live")]
+    assert told == [("upload.live_failed", "warning"), ("upload.live_resumed", "info")]
+    assert server.operations.count("part") == 42

@@ -8,10 +8,11 @@ they import `sitecustomize.py` of this folder when they start.
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
-from media import ffmpeg_process, follower_process, followers, following
+from media import bounded_file, ffmpeg_process, follower_process, followers, following, fragments, mp3_frames, track_clock
 
 FIGURES: dict[Any, dict[str, float]] = {
     # Packets are joined before they are placed for good, so a file begins again whenever one was placed better since.
@@ -19,17 +20,30 @@ FIGURES: dict[Any, dict[str, float]] = {
     follower_process: {"LOOK_EVERY_S": 0.5},
 }
 """What is shortened, by module. The clocks of tracks stay as they are: what they place is what the file has at its end."""
+BOUNDED: dict[Any, dict[str, float]] = {
+    # A file whose bytes are released cannot begin again. So packets are placed for good before they are joined.
+    track_clock: {"ENVELOPE_MS": 1_500.0, "SETTLED_MS": 1_500},
+    following: {"LAG_MS": 5_000},
+    # So little is kept that the bytes of seconds are released. The head of the file is in the first part.
+    fragments: {"RESERVED_BYTES": 16 << 10},
+    bounded_file: {"KEPT_BYTES": 48 << 10, "_KEPT_BYTES": 8 << 10},
+    mp3_frames: {"EVERY_MS": 1_000},
+    followers: {"_AGAIN_S": 0.2},
+}
+"""What is shortened also with SPOOL_POLICY=bounded."""
 LOOK_EVERY_S = 0.5
 PART_BYTES = 32 * 1024
+POLICY = "SPOOL_POLICY"
 PROGRAM = "from tests import quick_following; quick_following.install(); import service; service.main()"
 """What a service process with quick following runs."""
 
 
 def shorten() -> None:
     """Let this process follow within seconds."""
-    for module, figures in FIGURES.items():
-        for name, value in figures.items():
-            setattr(module, name, value)
+    for shortened in (FIGURES, BOUNDED if os.environ.get(POLICY) == "bounded" else {}):
+        for module, figures in shortened.items():
+            for name, value in figures.items():
+                setattr(module, name, value)
 
 
 def install() -> None:
@@ -38,6 +52,7 @@ def install() -> None:
     from tencent import cos, file_parts
 
     shorten()
+    ffmpeg_process.ENVIRONMENT[POLICY] = os.environ.get(POLICY, "")
     ffmpeg_process.ENVIRONMENT["PYTHONPATH"] = f"{Path(__file__).parent}:{Path(__file__).parents[2]}"
     file_parts.MIN_PART_BYTES = PART_BYTES
     _preset(followers, "Followers", after_s=0.0)

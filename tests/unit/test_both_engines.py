@@ -30,6 +30,7 @@ ONE_ENGINE = {
     "tests/contract/test_callback_intake.py::test_bursts_and_decisions_leave_connections_for_reads": "PostgreSQL's pool",
     "tests/contract/test_decision_metrics.py::test_the_backlog_reads_no_finished_rows": "plans of SQLite, which ignores sizes",
     "tests/e2e/test_following.py": "what followers and their uploads make of a stream; they know no engine",
+    "tests/e2e/test_bounded.py": "only the embedded engine bounds its spool",
     "tests/e2e/test_untidy_streams.py": "what captures and transcodes make of a stream; they know no engine",
     "tests/e2e/test_spool_faults.py": "another worker goes on; for one that waits: tests/e2e/test_failures.py",
     "tests/e2e/test_hung_spool.py": "a hung file system; the worker's files know no engine",

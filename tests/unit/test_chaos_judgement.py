@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests import waiting
-from tests.chaos import audit, cover, media, open_captures, plans, report, worlds
+from tests.chaos import audit, cover, judgement, media, open_captures, plans, report, worlds
 from tests.e2e import session_audit
 
 ROOT = Path(__file__).parents[2]
@@ -220,14 +220,14 @@ def test_a_native_capture_is_an_open_segment(tmp_path: Path) -> None:
     writes = [sys.executable, "-c", holding, str(other.with_suffix(""))]
     names = [sys.executable, "-c", "print(flush=True); input()", str(other)]
     with written.open("ab"), other.open("rb"):
-        assert open_captures.own() == [str(written)]
+        assert open_captures.of(os.getpid()) == [str(written)]
         assert audit.strays(str(tmp_path), {os.getpid()}) == []
         assert audit.strays(str(tmp_path), {1}) == [f"{os.getpid()} captures 00000001.flv for no node"]
         with child(writes):
             assert audit.strays(str(tmp_path), {os.getpid()}) == ["('T', 'al_1') is captured 2 times"]
         with child(names):
-            assert open_captures.own() == sorted(map(str, (written, other)))
-    assert open_captures.own() == []
+            assert open_captures.of(os.getpid()) == sorted(map(str, (written, other)))
+    assert open_captures.of(os.getpid()) == []
 
 
 @contextlib.contextmanager
@@ -254,6 +254,36 @@ def test_an_object_that_is_not_there_is_a_lost_recording(remains: Remains) -> No
     """A recording that is Done without an object in the bucket is found."""
     (remains.bucket / "run/T/al_1.mp4").unlink()
     assert remains.audited() == {"lost_recordings": 1}
+
+
+def test_each_file_of_a_bounded_spool_counts(remains: Remains) -> None:
+    """A recording with an earlier file has two objects. The earlier one is found if it is another one."""
+    output = {"SizeBytes": 3, "Crc64": str(session_audit.crc64(b"new")), "DurationMs": 5}
+    earlier = {"SizeBytes": len(CONTENT), "Crc64": str(session_audit.crc64(CONTENT)), "DurationMs": 5}
+    output["Earlier"] = [{"Url": "https://b.c/run/T/al_1.mp4", "Output": earlier}]
+    remains.say(f"UPDATE recordings SET url = 'https://b.c/run/T/al_1-2.mp4', output = '{json.dumps(output)}'")
+    remains.put("run/T/al_1-2.mp4", b"new")
+    assert remains.audited() == {}
+    remains.put("run/T/al_1.mp4", b"old")
+    assert remains.audited() == {"lost_recordings": 1}
+
+
+def test_the_files_of_a_recording_are_judged_together(tmp_path: Path) -> None:
+    """Files are in the order of their recordings and numbers, and one that does not play is found."""
+    names = ["al_1.mp4", "al_1-2.mp4", "al_1-10.mp4", "al_2.mp4"]
+    for name in (*names, "bo_1.mp4"):
+        (tmp_path / name).write_bytes(b"no media")
+    found = dict(judgement.recordings(tmp_path, "al"))
+    assert found == {"al_1": [tmp_path / name for name in names[:3]], "al_2": [tmp_path / "al_2.mp4"]}
+    assert "does not play" in judgement.broken(tmp_path / "al_1.mp4")[0]
+
+
+def test_a_kill_costs_the_recording_and_not_its_first_file() -> None:
+    """Frames are counted on from the file before, over the loop of their numbers."""
+    live = media.Live(began_s=100.0, first_frame=0, pulls=[[100.0, 300.0]])
+    first = media.sent([media.Picture(frame=number, at_s=0.0) for number in (0, 600)], live)
+    behind = media.sent([media.Picture(frame=number, at_s=0.0) for number in (601, 200)], live, first[-1].frame)
+    assert [picture.frame for picture in (*first, *behind)] == [0, 600, 601, 1160]
 
 
 def test_an_object_that_changed_after_its_delivery_is_seen(remains: Remains) -> None:

@@ -57,3 +57,14 @@ def test_plans_strike_every_point_of_an_engine() -> None:
         assert sorted(s.point for plan in plans.grouped(engine, 1) for s in plan.strikes) == sorted(names)
         assert {plans.make(engine, seed).strikes[0].point for seed in range(len(names))} == set(names)
         assert plans.make(engine, 7) == plans.make(engine, 7)
+
+
+def test_only_plans_on_a_bounded_spool_strike_its_points() -> None:
+    """A strike at a point of a bounded spool finds one, on the embedded engine; half of the followed runs do."""
+    made = [plans.make(plans.EMBEDDED, seed) for seed in range(200)]
+    for plan in (*made, *plans.grouped(plans.EMBEDDED, 1)):
+        strikes = {strike.point for strike in plan.strikes} & failpoints.BOUNDED_ONLY
+        assert not strikes or (plan.bounded and plan.follow and plan.capture == plans.NATIVE), plan.repeat
+    followed = [plan for plan in made if plan.follow]
+    assert 0.3 < sum(plan.bounded for plan in followed) / len(followed) < 0.8
+    assert not any(plans.followed(plans.make(plans.DISTRIBUTED, seed), bounded=True).bounded for seed in range(9))
