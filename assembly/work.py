@@ -40,6 +40,7 @@ from media import (
     followers,
     free_space,
     pieces,
+    resource_limits,
     segment_fetch,
     segment_scan,
     spool,
@@ -86,7 +87,9 @@ class NodeWork:
         self._whole = asyncio.Semaphore(slots.whole(settings))
         self.gave_up = 0  # transcodes in progress that began as followed ones, and are of whole segments now
         secret = settings.callback_secret.get_secret_value()
-        self.followers = followers.Followers(self._ffmpeg, processes=math.ceil(cpu_usage.usable()))
+        memory_bytes = resource_limits.node_memory_bytes() // 2  # the other half is for captures, transcodes and the service
+        cpus = math.ceil(cpu_usage.usable())
+        self.followers = followers.Followers(self._ffmpeg, processes=cpus, memory_bytes=memory_bytes)
         self.live_uploads = live_uploads.LiveUploads()
         self.bound_bytes = 0  # of the spool for each recording; 0: it keeps everything
         self._captures = capture_engines.CaptureEngines(settings.capture, ffmpeg=self._ffmpeg, clock=self._clock)

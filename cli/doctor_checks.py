@@ -28,13 +28,15 @@ ABILITIES = {
     "encoders": ("libx264", "libmp3lame", "aac"),
 }
 SHORT_TOKEN = 16
-# A capture has a segment, two pipes, a process descriptor, and for a moment the pipe of its address.
+# A capture by ffmpeg has a segment, two pipes, a process descriptor, and for a moment the pipe of its address; a native one a
+# socket, a segment, its index and the growing file. Followers are other processes, and have as many for each recording.
 FILES_PER_CAPTURE = 6
 FILES_OF_SERVICE = 512
 EXPECTED_CAPTURES = 500
 # Threads and processes, which the kernel counts alike.
 TASKS_OF_SERVICE = 256
 TASKS_PER_FFMPEG = 16
+TASKS_PER_FOLLOWED = 5  # an ffmpeg that copies, and a thread of the follower
 # Checks without whose answer the service cannot work.
 _NEEDED = ("ffmpeg", "spool", "database")
 
@@ -227,11 +229,13 @@ def check_open_files(case: Case) -> Finding:
 
 def check_processes(case: Case) -> Finding:
     """The limit of processes and threads is enough for the service and its ffmpegs."""
-    captures = (case.settings.max_captures or EXPECTED_CAPTURES) if case.settings.capture == "ffmpeg" else 0
-    ffmpegs = captures + (case.settings.transcodes or os.cpu_count() or 1)
-    limit, needed = doctor_probes.most_tasks(), TASKS_OF_SERVICE + TASKS_PER_FFMPEG * ffmpegs
+    captures, by_ffmpeg = case.settings.max_captures or EXPECTED_CAPTURES, case.settings.capture == "ffmpeg"
+    ffmpegs = captures * by_ffmpeg + (case.settings.transcodes or os.cpu_count() or 1)
+    followed = captures if case.settings.follow and not by_ffmpeg else 0
+    limit = doctor_probes.most_tasks()
+    needed = TASKS_OF_SERVICE + TASKS_PER_FFMPEG * ffmpegs + TASKS_PER_FOLLOWED * followed
     if limit < needed:
-        meaning = f"The service and {ffmpegs} ffmpegs need about {needed}. Above the limit nothing new begins."
+        meaning = f"The service and {ffmpegs + followed} ffmpegs need about {needed}. Above the limit nothing new begins."
         remedy = f"ulimit -u {needed}  # or TasksMax={needed} in the unit of systemd, or the container's limit of pids"
         return warn(f"at most {limit} processes and threads", meaning, remedy)
     return ok("no limit" if limit == sys.maxsize else f"at most {limit} processes and threads")

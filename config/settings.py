@@ -219,7 +219,9 @@ class Settings(pydantic_settings.BaseSettings):
         ge=0,
         shown="0",
     )
-    follow: bool = _setting("FOLLOW", False, "true or false", "Write and upload the file of a recording while it runs.")
+    follow: bool = _setting(
+        "FOLLOW", True, "true or false", "Write and upload the file of a recording while it runs. Only with CAPTURE=native."
+    )
     transcodes: int = _setting(
         "TRANSCODES",
         0,

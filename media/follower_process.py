@@ -1,8 +1,9 @@
 """A process of followers: follows many recordings by the messages on its stdin, and answers on its stdout.
 
-Rules: it has a lower priority than captures, for the processor and the disk. It ends with its node, whose end closes its stdin. A
-recording is followed in a task of its own, and its end, an error too, touches no other one. It ends when it has not grown for
-IDLE_S. A message is a pickled value behind its length in four bytes; both ends are this program.
+Rules: it has a lower priority than captures, for the processor and the disk, and for memory: where that runs out, the kernel
+ends followers and their ffmpegs first. On a spool that is nearly full it makes room, and follows no more. It ends with its node,
+whose end closes its stdin. A recording is followed in a task of its own, and its end, an error too, touches no other one. It ends
+when it has not grown for IDLE_S. A message is a pickled value behind its length in four bytes; both ends are this program.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from media import file_threads, following, joiner, pieces
 
 LENGTH = struct.Struct(">I")
 NICENESS = 5
+# Above that of any other process with less than half of the memory (proc(5): from -1000 to 1000).
+OOM_SCORE = 500
+# Less than a capture needs in the time that it takes to follow no longer.
+LEAST_FREE_BYTES = 256 * 2**20
 LOOK_EVERY_S = 5.0
 IDLE_S = 3_600.0
 # Others wait while a recording reads hours again, but not all of them if its ffmpeg stands still. Ends do not wait.
@@ -98,6 +103,8 @@ def main() -> None:
     answers = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # log lines must not mix with answers
     os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # without /proc
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), "ascii")
     with os.fdopen(answers, "wb", buffering=0) as file:
         asyncio.run(_run(file))
 
@@ -177,7 +184,7 @@ async def _finished(
                 look_s = time.monotonic() + _LATER_S
                 continue
             async with looks:
-                grown = await recording.look()
+                grown = await _look(recording, begin)
             look_s = time.monotonic() + look_every_s
             if grown:
                 grown_s = look_s
@@ -188,6 +195,15 @@ async def _finished(
             return None
         recording.add(message.path)
     return None
+
+
+async def _look(recording: following.Following, begin: Begin) -> bool:
+    """Look once, if there is room. Raises the errors of Following.look."""
+    if not begin.bound_bytes:
+        found = await file_threads.BULK.run(os.statvfs, begin.part.parent)
+        if found.f_bavail * found.f_frsize < LEAST_FREE_BYTES:
+            raise following.GaveUp("the spool is nearly full")
+    return await recording.look()
 
 
 if __name__ == "__main__":

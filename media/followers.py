@@ -1,8 +1,9 @@
 """The followers of a node: each recording that lasts is followed, and its finished file written while it runs.
 
 Rules: following never fails a recording. Without a follower, or if it gave up, the transcode from the segments makes the file. A
-short recording gets none, because its transcode takes no time. As many processes as CPUs share the recordings. One that dies, or
-does not answer in time, costs its recordings their followers; later ones get a new process.
+short recording gets none, because its transcode takes no time, and neither does one for which there is no memory. As many
+processes as CPUs share the recordings. One that dies, or does not answer in time, costs its recordings their followers; later
+ones get a new process.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from media import ffmpeg_process, file_threads, follower_process, following, joi
 log = structlog.get_logger()
 
 AFTER_S = following.LAG_MS / 1000
+# The memory of one recording's ffmpeg and its share of a process, for 1.5 Mbit/s (bench/RESULTS.md).
+FOLLOWED_BYTES = 24 * 2**20
 _FINISH_S = 60.0
 _FINISH_BYTES_PER_S = 5_000_000
 _MODULE = "media.follower_process"
@@ -35,7 +38,7 @@ _MOST_RUNS, _AGAIN_S = 12, 5.0
 class Followed:
     """A recording to follow: `mode` "00", "01" or "02", the unfinished file `part`, and `earlier`, which lists the segments that
     it has on this spool already (blocking). `begun`: it has segments with media; where none of them is on this spool, they are on
-    another node's, and following is in vain. `bound_bytes`: see follower_process.Begin."""
+    another node's, and it is not followed. `bound_bytes`: see follower_process.Begin."""
 
     recording: str
     mode: str
@@ -53,12 +56,15 @@ class Followers:
         ffmpeg: str,
         *,
         processes: int = 1,
+        memory_bytes: int = sys.maxsize,
         after_s: float = AFTER_S,
         look_every_s: float = 0.0,
     ) -> None:
-        """A recording is followed when it has lasted `after_s`, by one of so many processes."""
+        """A recording is followed when it has lasted `after_s`, by one of so many processes. Together they take `memory_bytes`; a
+        bounded spool needs its followers, and counts none."""
         self._ffmpeg = ffmpeg
         self._look_every_s = look_every_s
+        self._most = memory_bytes // FOLLOWED_BYTES
         self.after_s = after_s
         self._processes = [_Process() for _ in range(processes)]
         self._followers: dict[str, _Follower] = {}
@@ -67,7 +73,7 @@ class Followers:
         """A capture of the recording begins to write this segment."""
         found = self._followers.get(followed.recording)
         if found is None:
-            found = _Follower(self._ffmpeg, followed, self.after_s, self._processes, self._look_every_s)
+            found = _Follower(self._ffmpeg, followed, self.after_s, self._processes, self._look_every_s, self._has_room)
             self._followers[followed.recording] = found
             found.start()
         found.add(segment)
@@ -89,6 +95,10 @@ class Followers:
         """Whether the file of this recording is being written."""
         found = self._followers.get(recording)
         return found is not None and found.follows
+
+    def _has_room(self) -> bool:
+        """Whether there is memory for one more."""
+        return self.count < self._most
 
     async def finish(self, recording: str, segments: Sequence[joiner.SegmentFile], output: Path) -> following.Finished | None:
         """The finished file of a recording that was followed, under its name; None if there is none."""
@@ -188,10 +198,17 @@ class _Follower:
     """One recording, followed after a while by the process that follows the fewest."""
 
     def __init__(
-        self, ffmpeg: str, followed: Followed, after_s: float, processes: Sequence[_Process], look_every_s: float
+        self,
+        ffmpeg: str,
+        followed: Followed,
+        after_s: float,
+        processes: Sequence[_Process],
+        look_every_s: float,
+        has_room: Callable[[], bool],
     ) -> None:
         self._ffmpeg = ffmpeg
         self._look_every_s = look_every_s
+        self._has_room = has_room
         self._wanted = True
         self._followed = followed
         self._after_s = after_s
@@ -284,6 +301,9 @@ class _Follower:
             earlier = await file_threads.BULK.run(self._followed.earlier)
             if self._followed.begun and set(earlier) <= set(self._segments):
                 log.info("follower.not_started", recording=self._followed.recording, error="its earlier segments are elsewhere")
+                return
+            if not bound_bytes and not self._has_room():
+                log.info("follower.not_started", recording=self._followed.recording, error="there is no memory for it")
                 return
             self._answer = await process.begin(begin)
         except OSError as error:

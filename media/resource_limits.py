@@ -11,11 +11,13 @@ the output of both is limited.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 _GIB = 1 << 30
 _NAMES = {
@@ -62,6 +64,15 @@ def transcode(input_bytes: int) -> Limits:
 def verify() -> Limits:
     """Limits for decoding a finished file, which writes nothing."""
     return Limits(memory_bytes=_encoding_bytes(), file_bytes=0)
+
+
+def node_memory_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """The memory that this machine has, or the limit of its container if that is lower, in bytes (blocking)."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # versions 2 and 1 of Linux's control groups
+        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+            found = min(found, int((groups / name).read_text()))
+    return found
 
 
 def _encoding_bytes() -> int:

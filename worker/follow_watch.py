@@ -51,7 +51,7 @@ class FollowWatch:
                 log.exception("follower.look_failed")
 
     async def look(self) -> None:
-        """End what is followed in vain. Raises the errors of the store."""
+        """End what this node follows to no use. Raises the errors of the store."""
         for recording in self._work.followed():
             if not self._has_job(recording) and not await self._may_come(recording):
                 saved = await self._store.uploads.state(recording)

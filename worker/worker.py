@@ -104,9 +104,10 @@ class Worker:
 
     def expected_bytes(self, reserve_bytes: int) -> int:
         """Bytes of the spool that the running captures still need: for each a reserve, plus a finished file of the size captured
-        so far."""
-        running = [j.capture.progress.size_bytes for j in self.leases.jobs.values() if j.capture is not None and not j.ended]
-        return sum(size_bytes + reserve_bytes for size_bytes in running)
+        so far, unless that file is being written meanwhile."""
+        running = [j for j in self.leases.jobs.values() if j.capture is not None and not j.ended]
+        written = [j.capture.progress.size_bytes for j in running if j.capture is not None and not self._work.follows(j.owner)]
+        return sum(written) + reserve_bytes * len(running)
 
     async def start_capture(self, command: codec.Event) -> None:
         """Begin a capture."""

@@ -46,6 +46,15 @@ async def test_a_recording_that_another_node_has_is_dropped(watched: Watched) ->
     assert (node.work.unfollowed, node.work.followed()) == ([(key, None)], [])
 
 
+async def test_a_file_that_is_written_needs_no_space_any_more(watched: Watched) -> None:
+    """A capture needs a reserve, and its file as much space as its segments have; not while that file is being written."""
+    node, _, key = watched
+    node.work.captures[-1].media(5_000, node.clock)
+    assert node.worker.expected_bytes(100) == 100
+    node.work.following.discard(key)
+    assert node.worker.expected_bytes(100) == 5_100
+
+
 async def test_what_another_node_may_complete_is_named(watched: Watched) -> None:
     """The saved state of the upload goes along, whose parts must stay."""
     node, watch, key = watched

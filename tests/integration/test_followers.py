@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from media import arrival_index, flv, followers
+from media import arrival_index, flv, follower_process, followers, following, resource_limits
 from tests import flv_source, waiting
 from tests.integration import test_following
 
@@ -59,6 +61,9 @@ async def test_what_one_recording_ends_with_touches_no_other(tmp_path: Path, nod
     await node.drop("dropped")
     assert not dropped.exists()
     (pid,) = node.pids()
+    # Where memory runs out, the kernel ends this process before the service.
+    score = await asyncio.to_thread(Path(f"/proc/{pid}/oom_score_adj").read_text)
+    assert int(score) == follower_process.OOM_SCORE
     finished = await node.finish("good", [good.whole], tmp_path / "good.mp4")
     assert finished is not None
     assert finished.made.duration_ms == pytest.approx(LASTS_S * 1_000, abs=1_000)
@@ -66,6 +71,57 @@ async def test_what_one_recording_ends_with_touches_no_other(tmp_path: Path, nod
         assert await node.finish(name, [], tmp_path / f"{name}.mp4") is None
     assert node.pids() == [pid]
     assert _left(tmp_path) == []
+
+
+async def test_who_is_not_followed(tmp_path: Path) -> None:
+    """Of two recordings only the first has room in the memory. One whose earlier segments are on another node is not followed,
+    one whose earlier segment is here is."""
+    segment, earlier = growing(tmp_path, "a"), growing(tmp_path, "b")
+    node = followers.Followers(flv_source.FFMPEG, after_s=0, memory_bytes=followers.FOLLOWED_BYTES * 2 - 1)
+    try:
+        for name, known in (("moved", [segment.path]), ("here", [earlier.path, segment.path])):
+            part, listed = tmp_path / f"{name}.mp4.part", functools.partial(list, known)
+            node.capturing(followers.Followed(recording=name, mode="02", part=part, earlier=listed, begun=True), segment.path)
+        await waiting.until(lambda: node.follows("here"), 30, "the second")
+        late = follow(node, "late", segment.path)
+        task = node._followers["late"]._task
+        assert task is not None
+        await asyncio.wait_for(task, waiting.limit_s(30))
+        assert [name for name in node.recordings() if node.follows(name)] == ["here"]
+        assert not late.exists()
+    finally:
+        await node.stop()
+
+
+async def test_a_spool_that_is_nearly_full_is_left_to_captures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The follower gives up before captures find no space, and its file is gone."""
+    segment, part = growing(tmp_path, "a"), tmp_path / "a.mp4.part"
+    begin = follower_process.Begin(number=1, ffmpeg=flv_source.FFMPEG, mode="02", part=part)
+    recording = following.Following(flv_source.FFMPEG, "02", part)
+    recording.add(segment.path)
+    try:
+        assert await follower_process._look(recording, begin)
+        await waiting.until(part.exists, 30, "the file")
+        monkeypatch.setattr(follower_process, "LEAST_FREE_BYTES", 1 << 62)
+        with pytest.raises(following.GaveUp, match="nearly full"):
+            await follower_process._look(recording, begin)
+    finally:
+        await recording.stop()
+    assert not part.exists()
+
+
+def test_the_memory_of_a_container_is_its_limit(tmp_path: Path) -> None:
+    """A limit of control groups of either version counts; none, or an unreadable one, leaves that of the machine."""
+    machine = resource_limits.node_memory_bytes(tmp_path)
+    assert machine > 1 << 28
+    (tmp_path / "memory.max").write_text("max\n")
+    assert resource_limits.node_memory_bytes(tmp_path) == machine
+    (tmp_path / "memory.max").write_text(f"{1 << 27}\n")
+    assert resource_limits.node_memory_bytes(tmp_path) == 1 << 27
+    (tmp_path / "memory.max").unlink()
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{1 << 26}\n")
+    assert resource_limits.node_memory_bytes(tmp_path) == 1 << 26
 
 
 async def test_a_process_that_dies_costs_its_recordings_their_followers(tmp_path: Path, node: followers.Followers) -> None:
