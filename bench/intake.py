@@ -33,6 +33,7 @@ from ulid import ULID
 
 from assembly import logs
 from bench import bare_endpoint, callback_burst, down_receiver, noise
+from cli import serve
 from events import codec
 from handlers import callback_intake, dispatch, unit_of_work
 from machine import encryption, model
@@ -289,6 +290,7 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     count, seconds = (QUICK, 0.3) if given.quick else (given.callbacks, given.seconds)
     asked = Given(count=count, seconds=seconds, forward=given.forward, down_s=given.down)
+    gc.set_threshold(serve.YOUNG_OBJECTS)  # as in the service, for the bare endpoint too
     quiet = noise.Noise()
     found: dict[str, list[Figures]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-", dir=given.folder.absolute()) as made, Path(made, "log").open("w") as log:
