@@ -19,12 +19,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.async_api import Page, async_playwright
 
 from tests import run_folders, waiting
+
+if TYPE_CHECKING:
+    from playwright.async_api import Page
 
 AXE = Path(__file__).parent / "data" / "axe"
 DESKTOP, PHONE = (1360, 860), (390, 844)
@@ -143,6 +145,9 @@ async def visiting(
     size: tuple[int, int] = DESKTOP,
 ) -> AsyncIterator[Visitor]:
     """A browser that has opened a page of the console, signed in with `key` if there is one."""
+    # Here, and not in every process of a run: this is the largest module of all that tests load.
+    from playwright.async_api import async_playwright
+
     address = _shared()
     async with async_playwright() as playwright:
         browser = await playwright.chromium.connect_over_cdp(address, timeout=waiting.limit_s(START_LIMIT_S) * 1000)
