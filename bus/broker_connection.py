@@ -89,7 +89,7 @@ async def _connect(url: str, name: str, limit_s: float) -> aio_pika.Connection:
 
 
 class BrokerSession:
-    """One open connection, with a channel for publishing and one for declarations."""
+    """One open connection, with two channels for publishing and one for declarations."""
 
     def __init__(self, connection: abc.AbstractConnection, topology: topologies.Topology) -> None:
         self.topology = topology
@@ -103,6 +103,9 @@ class BrokerSession:
         self.parked_limited = True
         # The exchanges that the recorder publishes to, by name.
         self.exchanges: dict[str, abc.AbstractExchange] = {}
+        # The exchange of results, on a channel of its own: RabbitMQ holds up a channel that publishes to a queue without a
+        # leader, and the queues of subscribers are not the recorder's.
+        self.results: abc.AbstractExchange
 
     async def open(self) -> None:
         """Open the channels and declare the topology."""
@@ -114,6 +117,8 @@ class BrokerSession:
         publishing = await self.channel(publisher_confirms=True, on_return_raises=True)
         for name in (self.topology.exchange, self.topology.parked, *(level.name for level in self.topology.retries)):
             self.exchanges[name] = await publishing.get_exchange(name, ensure=False)
+        results = await self.channel(publisher_confirms=True, on_return_raises=True)
+        self.results = await results.get_exchange(self.topology.exchange, ensure=False)
 
     async def _declare_parked(self) -> bool:
         """Declare the dead letter queue; returns whether it has its limit. A refused declaration closes its channel."""

@@ -29,7 +29,7 @@ PROPERTIES = ("content_type", "content_encoding", "correlation_id", "reply_to", 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoing:
     """A message to publish to `exchange` ("": `recorder`). `properties` are AMQP properties other than delivery mode and
-    headers."""
+    headers. A result is not `mandatory`: it may have no subscriber."""
 
     key: str
     body: bytes
@@ -62,7 +62,7 @@ async def publish(
             session = await connection.session()
             if message.node:
                 await session.declare_node(message.node)
-            exchange = session.exchanges[message.exchange or session.topology.exchange]
+            exchange = session.exchanges[message.exchange or session.topology.exchange] if message.mandatory else session.results
             failpoints.hit("bus.publish.before")
             await exchange.publish(made, message.key, mandatory=message.mandatory)
     failpoints.hit("bus.confirm.after")

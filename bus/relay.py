@@ -1,8 +1,11 @@
 """Relay from the outbox to the broker: claim, publish, mark the confirmed messages as sent.
 
-Rule: a row is marked sent only after the broker confirmed its message. A crash in between publishes the message again under the
-same id, so consumers deduplicate it. A message that could not be published is retried: soon by this relay while its claim lasts,
-later by any relay.
+Rules:
+- A row is marked sent only after the broker confirmed its message. A crash in between publishes the message again under the same
+  id, so consumers deduplicate it. A message that could not be published is retried: soon by this relay while its claim lasts,
+  later by any relay.
+- A message that the broker does not confirm delays the others by `SLOW_S` at most: one queue without a leader, such as a
+  subscriber's, must not slow down every session.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -26,6 +28,7 @@ POLL_S = 1.0
 BATCH = 200
 CLAIM_S = 15.0
 RETRY_S = 1.0
+SLOW_S = 0.5
 LAST_ROUND_S = 3.0
 # After so many failures in a row with an available database, the process ends and its supervisor restarts it.
 FAILURES_BEFORE_END = 5
@@ -40,6 +43,7 @@ class _Claim:
     expired_s: float
     due_s: float = 0.0
     confirmed: bool = False
+    publishing: asyncio.Task[bool] | None = None
 
 
 class Relay:
@@ -70,6 +74,10 @@ class Relay:
                 async with self._lock:
                     await self.task.stop()
         await self.task.stop()
+        flying = [claim.publishing for claim in self._claims.values() if claim.publishing]
+        for each in flying:
+            each.cancel()
+        await asyncio.gather(*flying, return_exceptions=True)
         unpublished = [seq for seq, claim in self._claims.items() if not claim.confirmed]
         self._claims.clear()
         if unpublished:
@@ -102,16 +110,22 @@ class Relay:
     async def _round(self) -> tuple[int, int]:
         """Publish the due messages; returns how many were sent and how many were not."""
         failpoints.hit("outbox.claim.before")
-        messages = await self._due()
-        retry_s = time.monotonic() + supervised_task.jittered_s(RETRY_S)
+        due = await self._due()
         failpoints.hit("outbox.claim.after")
-        for message, confirmed in zip(messages, await asyncio.gather(*map(self._publish, messages)), strict=True):
-            claim = self._claims[message.seq]
-            claim.confirmed, claim.due_s = confirmed, retry_s
-        sent = [seq for seq, claim in self._claims.items() if claim.confirmed]
-        unsent = sum(not self._claims[message.seq].confirmed for message in messages)
+        for claim in due:
+            claim.publishing = asyncio.create_task(self._publish(claim.message))
+        if due:
+            await asyncio.wait([claim.publishing for claim in due if claim.publishing], timeout=SLOW_S)
+        retry_s = time.monotonic() + supervised_task.jittered_s(RETRY_S)
+        unsent = 0
+        for claim in self._claims.values():
+            if claim.publishing and claim.publishing.done():
+                task, claim.publishing, claim.due_s = claim.publishing, None, retry_s
+                claim.confirmed = task.result()
+                unsent += not claim.confirmed
         if unsent:
             log.warning("bus.not_published", messages=unsent, reason=self._reason)
+        sent = [seq for seq, claim in self._claims.items() if claim.confirmed]
         if sent:
             # If this fails, the next round marks the confirmed messages and does not publish them again.
             failpoints.hit("outbox.mark.before")
@@ -121,18 +135,18 @@ class Relay:
             del self._claims[seq]
         return len(sent), unsent
 
-    async def _due(self) -> Sequence[due_work.OutboxMessage]:
+    async def _due(self) -> list[_Claim]:
         """Claim another batch if there is capacity; returns the due messages in the order of the outbox."""
         now_s = time.monotonic()
-        self._claims = {seq: claim for seq, claim in self._claims.items() if claim.expired_s > now_s}
+        self._claims = {seq: claim for seq, claim in self._claims.items() if claim.expired_s > now_s or claim.publishing}
         if sum(claim.until_s > now_s for claim in self._claims.values()) < BATCH:
             # Published only until well before the claim ends, so that no other relay takes a message that is about to go out.
             # Remembered until after its end: a confirmed message is marked until then, and not published again.
             until_s, expired_s = now_s + self._claim_s * 2 / 3, now_s + self._claim_s + RETRY_S
-            claimed = await self._store.outbox.claim(BATCH, round(self._claim_s * 1000))
-            self._claims |= {message.seq: _Claim(message, until_s, expired_s) for message in claimed}
-        due = [c for _, c in sorted(self._claims.items()) if c.due_s <= now_s < c.until_s and not c.confirmed]
-        return [claim.message for claim in due]
+            for message in await self._store.outbox.claim(BATCH, round(self._claim_s * 1000)):
+                known = self._claims.get(message.seq)
+                self._claims[message.seq] = _Claim(message, until_s, expired_s, publishing=known.publishing if known else None)
+        return [c for _, c in sorted(self._claims.items()) if c.due_s <= now_s < c.until_s and not (c.confirmed or c.publishing)]
 
     async def _publish(self, message: due_work.OutboxMessage) -> bool:
         """Publish one message; returns whether the broker confirmed it, or it is parked because it can never be published."""

@@ -1,33 +1,61 @@
 """A visitor of the console: headless Chromium with one page, the addresses that it asked for, and the errors that it reported.
 
-Rule: at the end of a visit no request has left the host of the service, and the page has reported no error.
+Rule: at the end of a visit no request has left the host of the service, and the page has reported no error. All visits of a test
+process share one Chromium, whose start takes longer than most visits. Each has its own profile (a browser context) in it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
+import functools
 import re
 import shutil
+import subprocess
+import time
 import urllib.parse
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.async_api import Page, async_playwright
 
-from tests import waiting
+from tests import run_folders, waiting
+
+if TYPE_CHECKING:
+    from playwright.async_api import Page
 
 AXE = Path(__file__).parent / "data" / "axe"
 DESKTOP, PHONE = (1360, 860), (390, 844)
+START_LIMIT_S = 30.0
+# As Playwright starts it: nothing of its own goes to the network, and no page that is not in front is slowed down.
 _WORDS = (
+    "--headless=new",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--mute-audio",
     "--autoplay-policy=no-user-gesture-required",
+    "--disable-background-networking",
+    "--disable-background-timer-throttling",
+    "--disable-backgrounding-occluded-windows",
+    "--disable-breakpad",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-extensions",
+    "--disable-field-trial-config",
+    "--disable-popup-blocking",
+    "--disable-renderer-backgrounding",
+    "--disable-sync",
+    "--force-color-profile=srgb",
+    "--metrics-recording-only",
+    "--no-default-browser-check",
+    "--no-first-run",
+    "--no-service-autorun",
+    "--password-store=basic",
 )
 
 
@@ -78,6 +106,34 @@ class Visitor:
         return [one for one in self.asked if urllib.parse.urlsplit(one).netloc not in (here, "")]
 
 
+@functools.cache
+def _shared() -> str:
+    """The address of this process's Chromium, started at its first use. Call from the main thread: it ends with the thread."""
+    binary = shutil.which("chromium")
+    assert binary, "Chromium is not installed: sh deploy/test-servers.sh"
+    folder = run_folders.make("chromium")
+    words = [*_WORDS, "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"]
+    environment = {"HOME": str(folder), "TMPDIR": str(folder), "PATH": "/usr/bin:/bin"}
+    with (folder / "log").open("wb") as log:
+        tied = ["setpriv", "--pdeathsig", "KILL", "--", binary, *words]
+        process = subprocess.Popen(tied, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def remove() -> None:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    told, until_s = folder / "DevToolsActivePort", time.monotonic() + waiting.limit_s(START_LIMIT_S)
+    while not (told.exists() and told.read_text().count("\n") == 1):
+        if time.monotonic() > until_s or process.poll() is not None:
+            raise RuntimeError((folder / "log").read_text(errors="replace")[-2000:])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
+    port, place = told.read_text().split("\n")
+    return f"ws://127.0.0.1:{port}{place}"
+
+
 @asynccontextmanager
 async def visiting(
     url: str,
@@ -87,15 +143,14 @@ async def visiting(
     language: str = "en-US",
     theme: str = "light",
     size: tuple[int, int] = DESKTOP,
-    words: Sequence[str] = (),
 ) -> AsyncIterator[Visitor]:
     """A browser that has opened a page of the console, signed in with `key` if there is one."""
-    binary = shutil.which("chromium")
-    assert binary, "Chromium is not installed: sh deploy/test-servers.sh"
+    # Here, and not in every process of a run: this is the largest module of all that tests load.
+    from playwright.async_api import async_playwright
+
+    address = _shared()
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=binary, args=[*_WORDS, *words], timeout=waiting.limit_s(30) * 1000
-        )
+        browser = await playwright.chromium.connect_over_cdp(address, timeout=waiting.limit_s(START_LIMIT_S) * 1000)
         try:
             width, height = size
             context = await browser.new_context(
@@ -116,6 +171,7 @@ async def visiting(
             assert visitor.strangers == []
             assert [each for each in visitor.problems if not any(part in each for part in visitor.expected)] == []
         finally:
+            # Ends what it has opened, and the connection; Chromium goes on.
             await browser.close()
 
 

@@ -41,9 +41,10 @@ class Machine:
 
     @property
     def processes(self) -> int:
-        """How many tests run in parallel: 4 on the reference, 2 at a slowness of 3 to 4. Tests mostly wait for streams in real
-        time, so twice the slowness does not halve the number. Other work counts more: it may grow while the tests run."""
-        wanted = self.cores * TESTS_PER_CORE / self.slowness**0.5 / min(self.contention, MOST_CONTENTION) ** 0.75
+        """How many tests run in parallel: 4 on the reference, 3 at a slowness of 2 to 4. Tests mostly wait: for streams in real
+        time, or for settings that follow the pace. A slow machine would be idle for nearly as long. Other work counts more: it
+        may grow while the tests run."""
+        wanted = self.cores * TESTS_PER_CORE / self.slowness**0.25 / min(self.contention, MOST_CONTENTION) ** 0.75
         return max(1, min(MOST_PROCESSES, round(wanted)))
 
     @property

@@ -113,8 +113,18 @@ class Broker:
                 process.wait(10)
 
     def kill(self) -> None:
-        """A crash."""
+        """A crash, with all metadata on disk: RabbitMQ 3.10.8 writes it there some time after a queue was declared. After a crash
+        before that the queue answers nobody, and the tests are not about that."""
+        self.evaluate("mnesia:sync_log()", "lists:foreach(fun dets:sync/1, dets:all())")
         self.stop(signal.SIGKILL)
+
+    def suspend(self, queue: str) -> None:
+        """Let a quorum queue answer and confirm nothing, as one without a leader does, until `resume`."""
+        self.evaluate(f"sys:suspend({_process(queue)})")
+
+    def resume(self, queue: str) -> None:
+        """Let it go on."""
+        self.evaluate(f"sys:resume({_process(queue)})")
 
     def restart(self) -> None:
         """Stop and start it, with all durable queues."""
@@ -246,6 +256,11 @@ class Broker:
 def text(value: str) -> str:
     """A text as an Erlang literal."""
     return '<<"' + value.replace("\\", "\\\\").replace('"', '\\"') + '">>'
+
+
+def _process(queue: str) -> str:
+    """The Erlang process of a quorum queue."""
+    return f"amqqueue:get_pid(element(2, rabbit_amqqueue:lookup(rabbit_misc:r({text('/')}, queue, {text(queue)}))))"
 
 
 def cluster(size: int = 3) -> list[Broker]:

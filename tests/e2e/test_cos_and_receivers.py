@@ -1,6 +1,6 @@
-"""Faults of COS and of result receivers: every kind of fault at every step of an upload, tokens that expire midway, and receivers
+"""Faults of COS and of result receivers: every kind of fault, every step of an upload, tokens that expire midway, and receivers
 that are slow, broken, redirecting or gone. Every recording ends Done, nothing leaks or doubles, and each result is delivered
-once.
+once. Every fault at every step: `tests/integration/test_simulator_cos_faults.py`, with the uploader alone.
 
 An empty box at the end of the MP4 makes files larger, and parts are as small as COS allows, so an upload has a first, a middle
 and a last part.
@@ -9,7 +9,6 @@ and a last part.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +44,11 @@ WRONGS: dict[str, dict[str, Any]] = {
 OUTLASTING = {"action": faults.STATUS, "times": 5}
 """More faults than the retries of one upload call: the recording waits in Uploading and is retried."""
 PASSING: dict[str, dict[str, Any]] = WRONGS | {"outlasting": OUTLASTING}
-EVERY = list(itertools.product(PASSING, STEPS))
-PAIRS = {backends.EMBEDDED: EVERY, backends.DISTRIBUTED: list(zip(PASSING, STEPS, strict=True))}
-"""Each fault at each step; on many nodes, whose uploader is the same, each fault and each step once."""
+PAIRS = {
+    backends.EMBEDDED: list(zip(PASSING, [*STEPS][1:] + [*STEPS][:1], strict=True)),
+    backends.DISTRIBUTED: list(zip(PASSING, STEPS, strict=True)),
+}
+"""Each fault and each step once, in other pairs on the other engine."""
 TEMPORARY = signature.Account(secret_id="AKIDtemporary", secret_key="temporary-key", token="temporary-token")
 FRESH = {"SecretId": SECRET_ID, "SecretKey": SECRET_KEY}
 
@@ -148,8 +149,7 @@ async def receivers(world: World, name: str, status: int, delay_s: float) -> lis
 
 @pytest.mark.timeout(300)
 async def test_every_fault_of_cos_and_of_receivers(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One service survives 36 uploads (on many nodes six) with a fault at one step each, twelve expired tokens, and four faulty
-    receivers."""
+    """One service survives six uploads with a fault at one step each, twelve expired tokens, and four faulty receivers."""
     monkeypatch.setattr(service_process.ServiceProcess, "program", SMALL_PARTS)
     world.simulator.cos.accounts[TEMPORARY.secret_id] = TEMPORARY
     struck_once = rules(world.engine)

@@ -1,4 +1,4 @@
-"""RabbitMQ's time limits: a message that stays unacknowledged for too long, and a connection that falls silent.
+"""RabbitMQ's time limits and silence: a message that stays unacknowledged too long, a connection and a queue that fall silent.
 
 RabbitMQ 4.3 cancels the consumer instead of closing its channel: for that see
 test_rabbit_traps.py::test_a_consumer_cancelled_by_the_broker_is_rebuilt.
@@ -14,10 +14,12 @@ from typing import Any
 import aio_pika
 import pytest
 
-from bus import broker_connection
+from bus import broker_connection, publisher
+from bus import topology as topologies
 from events import codec
 from store import store as stores
 from tests import buses, engines, rabbit, tcp_proxy, transactions, waiting
+from tests.integration import rabbit_nodes
 
 HELD_MS = 1_000
 BARE = json.dumps({"TaskId": buses.TASK}).encode()
@@ -98,6 +100,34 @@ async def test_missing_heartbeats_of_a_silent_broker_end_the_connection(
     cable.restore()
     await waiting.until(lambda: set(hands.events) == ids, timeout_s=30, what="every event")
     await bus.stop()
+
+
+async def test_a_queue_that_confirms_nothing_delays_no_other_message(
+    store: stores.Store, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a subscriber's queue has no leader, events are published and handled one after the other, and its result is published
+    once it has one."""
+    # Longer than the events may take: the relay must not wait for this.
+    monkeypatch.setitem(publisher.publish.__kwdefaults__ or {}, "timeout_s", waiting.limit_s(60))
+    broker, hands = rabbit.shared(), buses.Hands()
+    prefix = broker.prefix()
+    silent = f"{prefix}.subscriber"
+    bus = buses.node(store, clock, prefix, on_event=hands.on_event, on_command=hands.on_command, drain_s=0.2)
+    async with rabbit_nodes.running(bus), await aio_pika.connect(broker.url) as connection, connection.channel() as channel:
+        queue = await channel.declare_queue(silent, durable=True, arguments={"x-queue-type": "quorum"})
+        await queue.bind(prefix, topologies.RESULTS)
+        await asyncio.to_thread(broker.suspend, silent)
+        try:
+            data = {"TaskId": buses.TASK, "Repeated": False, "Warnings": []}
+            await store.outbox.send("result", codec.make("session-accepted", id="r1", time_ms=0, data=data))
+            for id_ in ("e1", "e2", "e3"):
+                await store.outbox.send("event", codec.make("stop", id=id_, time_ms=0, data={"TaskId": buses.TASK}))
+                await waiting.until(lambda id_=id_: id_ in hands.events, 15, f"the event {id_}")  # type: ignore[misc]
+        finally:
+            await asyncio.to_thread(broker.resume, silent)
+        await rabbit_nodes.emptied(store)
+        assert (await buses.taken(silent, 1))[0].message_id == "r1"
+        await channel.queue_delete(silent)
 
 
 async def _left(queue: str) -> int:

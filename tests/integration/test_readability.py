@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -96,7 +97,8 @@ def test_the_text_figures_of_a_small_tree_are_exact(tree: Path) -> None:
 
 
 def test_a_smoke_run_measures_this_tree() -> None:
-    """One pass through each path of this tree counts calls in several files and packages, and the table has every figure."""
+    """One pass through each path of this tree counts calls in several files and packages. The table has every figure, and below
+    it is how busy the machine was."""
     written: list[str] = []
     readability.main([str(ROOT), "--repetitions", "1", "--runs", "1"], written.append)
     table = dict(line.rsplit("  ", 1) for line in written[0].splitlines()[2:])
@@ -109,3 +111,4 @@ def test_a_smoke_run_measures_this_tree() -> None:
     for kind in ("wall", "CPU"):
         assert figures[f"recorder --help: {kind} seconds"] > 0
         assert figures[f"recorder --help: {kind} ratio to the first tree"] == 1
+    assert re.search(r"other work on the machine took \d+% of them", written[1]), written[1]

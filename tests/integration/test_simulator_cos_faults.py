@@ -83,6 +83,11 @@ PASSING = (
     *(faults.Fault(action=faults.DELAY, operation=name, delay_s=0.2) for name in EVERY),
     *(faults.Fault(action=faults.DELAY, operation=name, delay_s=1.5) for name in ("initiate", "upload-part", "head-object")),
     *(faults.Fault(action=faults.WRONG_CRC, operation=name) for name in ("upload-part", "complete", "head-object")),
+    *(
+        faults.Fault(action=action, operation="upload-part", skip=skip)
+        for action in (faults.STATUS, faults.RESET, faults.COMMIT_THEN_RESET)
+        for skip in (1, 2)
+    ),
     faults.Fault(action=faults.STATUS, operation="upload-part", status=404, code="NoSuchUpload", skip=1),
     faults.Fault(action=faults.STATUS, operation="complete", status=404, code="NoSuchUpload"),
     faults.Fault(action=faults.STATUS, operation="complete", status=400, code="InvalidPart"),
@@ -91,7 +96,7 @@ PASSING = (
 
 
 def _name(fault: faults.Fault) -> str:
-    return f"{fault.action}-{fault.operation}-{fault.delay_s or fault.code}"
+    return f"{fault.action}-{fault.operation}-{fault.delay_s or fault.code}-{fault.skip}"
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=_name)
@@ -106,6 +111,7 @@ async def test_a_passing_fault_ends_in_the_right_object(simulator: server.Simula
     ("fault", "reason", "retry"),
     [
         (faults.Fault(action=faults.STATUS, times=0), "server", True),
+        *((faults.Fault(action=faults.STATUS, operation=name, times=0), "server", True) for name in EVERY[1:]),
         (faults.Fault(action=faults.STATUS, times=0, status=429, code="SlowDown"), "throttled", True),
         (faults.Fault(action=faults.STATUS, times=0, status=403, code="AccessDenied"), "refused", False),
         (faults.Fault(action=faults.STATUS, times=0, status=404, code="NoSuchBucket"), "refused", False),
