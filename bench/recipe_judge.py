@@ -28,7 +28,7 @@ from typing import Any
 import av
 import imageio_ffmpeg
 
-from media import flv, transcode, video_headers
+from media import codecs, flv, transcode, video_headers
 
 KINDS = {"00": (flv.AUDIO,), "01": (flv.VIDEO,), "02": (flv.AUDIO, flv.VIDEO)}
 _NEAR_S, _APART_S, _LACKING_S = 0.12, 0.15, 0.1
@@ -163,6 +163,22 @@ def faults(made: transcode.TranscodeOutput, mode: str, recipe: Any, tags: Iterab
     if recipe.sync and apart and max(map(abs, apart)) > _APART_S + sent.delay_s:
         found.append(f"out of step {min(apart):+.2f} … {max(apart):+.2f} s")
     return found
+
+
+def nothing(tags: Iterable[Any], mode: str) -> tuple[str, str]:
+    """The outcome of tags of which nothing was recorded: told or FAIL, and why."""
+    payloads = [(tag.kind, tag.data) for tag in tags if tag.kind in KINDS[mode] and tag.data]
+    media = [(kind, flv.usual_payload(kind, data)) for kind, data in payloads if flv.is_media(kind, data)]
+    if any(codecs.is_readable(kind, data) for kind, data in media):
+        return "FAIL", "nothing was captured"
+    return "told", "no media" if not media else f"unreadable: {codecs.name(*media[0])}"
+
+
+def word(made: transcode.TranscodeOutput) -> tuple[str, str]:
+    """The outcome of a file without faults: OK or told, and what is reported."""
+    told = [f"gaps of {sum(gap.duration_s for gap in made.gaps):.1f} s"] if made.gaps else []
+    told += [f"unreadable: {codec}" for codec in made.unreadable]
+    return ("told", ", ".join(told)) if told else ("OK", "")
 
 
 def _placed(

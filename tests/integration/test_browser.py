@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import playback
 from media import arrival_index, flv
 from media.transcode import SegmentFile, Transcoder
 from tests import browser, untidy_streams
@@ -37,3 +38,17 @@ async def test_chromium_shows_each_second_in_its_place(tmp_path: Path, name: str
     assert flashes == list(range(8)), shown.bright
     assert shown.beeps == pytest.approx(range(8), abs=NEAR_S)
     assert shown.sound_s == pytest.approx(shown.duration_s, abs=NEAR_S)
+
+
+async def test_playback_finds_files_that_a_browser_does_not_play(tmp_path: Path) -> None:
+    """Chromium plays finished files with sound and picture or with sound alone, and finds fault with a file that is cut off and
+    with one of another format."""
+    segment = _segment(tmp_path / "1.flv", untidy_streams.streams()["plain"])
+    good = [tmp_path / "good.mp4", tmp_path / "good.mp3"]
+    for mode, path in zip(("02", "00"), good, strict=True):
+        await Transcoder(FFMPEG).transcode([segment], mode, path)
+    cut, other = tmp_path / "cut.mp4", tmp_path / "other.mp4"
+    cut.write_bytes(good[0].read_bytes()[: good[0].stat().st_size * 2 // 3])
+    other.write_bytes(b"no media at all" * 100)
+    found = await playback.faults(tmp_path, [*good, cut, other])
+    assert [bool(found[path]) for path in (*good, cut, other)] == [False, False, True, True], found
