@@ -44,7 +44,7 @@ _TEMPLATE = (
 )
 _AFTER_S, _BEGINS_S, _FINISHED_S = 1.2, 30.0, 120.0
 _NEAR_S, _EDGES_S = 0.2, 0.5
-_LOOK_S, _LATE_S, _MOST_TIMES = 0.02, 0.1, 4
+_LOOK_S, _LATE_S, _MOST_TIMES = 0.02, 0.25, 3
 _CANNOT_READ = "cannot read"
 
 
