@@ -173,10 +173,7 @@ class Places:
         """Continue with a later placement of the same segment, whose tracks agree with the one before as far as this has come."""
         self._until_ms = placement.until_ms
         for kind, track in (placement.tracks | placement.repeated).items():
-            if kind in self._tracks:
-                self._tracks[kind].renew(track)
-            else:  # it has begun since
-                self._tracks[kind] = _TrackPlaces(track)
+            self._tracks[kind].renew(track)
 
     def place(self, tag: flv.Tag) -> float | None:
         """When the packet was live (Unix ms); None for a tag that is no packet, or that the successor replaces."""
