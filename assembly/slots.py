@@ -38,5 +38,6 @@ def of(settings: settings_module.Settings) -> dict[str, int]:
 def by_kind(settings: settings_module.Settings) -> dict[str, int]:
     """The same by the kind of job, as operators see them."""
     found = of(settings)
-    found[capacity.START_TRANSCODE] += found.pop(capacity.FOLLOWED) if settings.follow else 0
+    followed = found.pop(capacity.FOLLOWED)
+    found[capacity.START_TRANSCODE] += followed if settings.follow else 0
     return {capacity.KINDS[type_]: number for type_, number in found.items()}
