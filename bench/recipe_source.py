@@ -3,12 +3,12 @@
 Rule: it knows of a broadcast only its public form: `tags` (kind, ts, data, due, key, header, bytes()), `flags`, `meta`, `join`,
 `drop_at` and `length()`. `join` states what a late pull gets: "gop" the headers in force and the last group of pictures, "stale"
 the same with headers of a codec that is no more, "now" headers and what follows, "bare" only what follows, "waitkey" headers,
-sound at once, and pictures from the next key frame on.
+sound at once, and pictures from the next key frame on. `bench/recipe_server.py` plays it and sets `began` and `pulls`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,6 +52,14 @@ def pull(broadcast: Any, at_ms: float) -> Pull:
         now_ms = max(now_ms, tag.due)
         pieces.append((now_ms, tag.bytes()))
     return Pull(pieces=pieces, tags=sent, ends_ms=now_ms, dropped=False)
+
+
+def sent(broadcast: Any, pulls_ms: Sequence[float]) -> list[Any]:
+    """The tags that these pulls got; a pull ends the one before."""
+    found = list[Any]()
+    for at_ms, until_ms in zip(pulls_ms, [*pulls_ms[1:], float("inf")], strict=True):
+        found += [tag for tag in pull(broadcast, at_ms).tags if tag.due < until_ms]
+    return found
 
 
 def _joined(broadcast: Any, at_ms: float) -> tuple[int, list[Any]]:
@@ -100,6 +108,8 @@ class _OwnBroadcast:
     meta: bytes = b""
     join: str = "gop"
     drop_at: list[float] = field(default_factory=list)
+    began: float = 0.0
+    pulls: list[float] = field(default_factory=list)
 
     def length(self) -> float:
         return max(tag.due for tag in self.tags)

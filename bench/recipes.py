@@ -7,6 +7,9 @@ The folder holds `flvkit.py` (tags and content) and `cases3.py`, which imports t
 segment writer, with the arrival times of the recipe and up to 30 ms of jitter; no time passes. A server that ends the connection
 is pulled again a second later. Recipes for RTMP alone (`r-…`) and those that need files of others (`srs-…`) are left out.
 
+With `--service` the recipes go through the whole service instead, in real time, those for RTMP too (`bench/recipe_service.py`).
+`--follow` lets that service follow within seconds. `--recorded` judges once more what an earlier run has kept in `--out`.
+
 With `--follow` the segments also grow again, for a follower that joins packets within seconds (`tests/quick_following`). What it
 makes must have the bytes of the transcode, which is made with the same distances; or it gives up, and says why.
 
@@ -17,12 +20,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import importlib
 import logging
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,13 +34,16 @@ from typing import Any, cast
 import imageio_ffmpeg
 import structlog
 
-from bench import growth, noise, recipe_judge, recipe_source
+from bench import growth, noise, recipe_judge, recipe_service, recipe_source
 from machine import errors
-from media import codecs, flv, http_flv, joiner, segment_writer, transcode
+from media import flv, http_flv, joiner, segment_writer, transcode
 from tests import quick_following
 
 BEGAN_MS = 1_790_000_000_000
 DIFFERS = "ANOTHER FILE"
+MODES = tuple(recipe_judge.KINDS)
+Judge = Callable[[Any, str, Path], Awaitable[tuple[str, str, str]]]
+"""Takes a recipe, a mode and a folder; returns OK, told or FAIL, why, and what a follower made of it."""
 _AGAIN_MS, _STALLED_MS, _JITTER_MS = 1_000, 10_000, 30.0
 
 
@@ -105,10 +112,11 @@ def _write(writer: segment_writer.SegmentWriter, pull: recipe_source.Pull, from_
 
 async def outcome(recipe: Any, mode: str, folder: Path, *, follow: bool = False) -> tuple[str, str, str]:
     """OK, told or FAIL; why; and what a follower made of it."""
+    recipe_service.empty(folder)
     broadcast = recipe.make()
     segments, tags = captured(broadcast, mode, folder, f"{recipe.name}.{mode}")
     if not segments:
-        return *_nothing(broadcast, mode), "–"
+        return *recipe_judge.nothing(broadcast.tags, mode), "–"
     output = folder / ("finished.mp3" if mode == "00" else "finished.mp4")
     try:
         made = await transcode.Transcoder(imageio_ffmpeg.get_ffmpeg_exe()).transcode(segments, mode, output)
@@ -118,9 +126,7 @@ async def outcome(recipe: Any, mode: str, folder: Path, *, follow: bool = False)
     faults = await asyncio.to_thread(recipe_judge.faults, made, mode, recipe, tags, BEGAN_MS)
     if faults or said == DIFFERS:
         return "FAIL", "; ".join(faults), said
-    told = [f"gaps of {sum(gap.duration_s for gap in made.gaps):.1f} s"] if made.gaps else []
-    told += [f"unreadable: {codec}" for codec in made.unreadable]
-    return ("told", ", ".join(told), said) if told else ("OK", "", said)
+    return *recipe_judge.word(made), said
 
 
 async def _followed(segments: list[joiner.SegmentFile], mode: str, folder: Path, made: transcode.TranscodeOutput) -> str:
@@ -136,47 +142,47 @@ async def _followed(segments: list[joiner.SegmentFile], mode: str, folder: Path,
     return "the same file" + (f", begun {found.restarts + 1} times" if found.restarts else "")
 
 
-def _nothing(broadcast: Any, mode: str) -> tuple[str, str]:
-    """The outcome of a recipe of which nothing was captured."""
-    payloads = [(tag.kind, tag.data) for tag in broadcast.tags if tag.kind in recipe_judge.KINDS[mode] and tag.data]
-    media = [(kind, flv.usual_payload(kind, data)) for kind, data in payloads if flv.is_media(kind, data)]
-    if any(codecs.is_readable(kind, data) for kind, data in media):
-        return "FAIL", "nothing was captured"
-    return "told", "no media" if not media else f"unreadable: {codecs.name(*media[0])}"
-
-
-def chosen(folder: Path | None, names: list[str]) -> Iterator[Any]:
+def chosen(folder: Path | None, names: list[str], left_out: tuple[str, ...]) -> list[Any]:
     """The recipes of the folder, or the project's own streams."""
     if folder is None:
         every: dict[str, Any] = recipe_source.own()
     else:
         sys.path.insert(0, str(folder))
         every = importlib.import_module("cases3").CASES
-    for name, recipe in every.items():
-        if not name.startswith(("r-", "srs-")) and (not names or name in names):
-            yield recipe
+    return [recipe for name, recipe in every.items() if not name.startswith(left_out) and (not names or name in names)]
 
 
-async def run(recipes: Iterator[Any], modes: list[str], out: Path, *, follow: bool = False) -> list[list[str]]:
+async def run(recipes: Sequence[Any], modes: list[str], out: Path, judged: Judge, *, follow: bool) -> list[list[str]]:
     """A line for each recipe: its outcome in each mode, why, and what a follower made of it."""
     lines = []
     for recipe in recipes:
         cells, why, followers = [], [], []
-        for mode in ("00", "01", "02"):
+        for mode in MODES:
             if mode not in recipe.modes or mode not in modes:
                 cells.append("–")
                 continue
-            folder = out / f"{recipe.name}.{mode}"
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(folder)
-            folder.mkdir()
-            word, detail, said = await outcome(recipe, mode, folder, follow=follow)
+            word, detail, said = await judged(recipe, mode, out / f"{recipe.name}.{mode}")
             cells.append(word)
             followers.append(f"{mode}: {said}")
             why += [f"{mode}: {detail}"] if detail else []
             print(f"{recipe.name}.{mode}: {word} {detail}{f' ({said})' if follow else ''}", file=sys.stderr, flush=True)
         lines.append([recipe.name, *cells, " · ".join(why), _together(followers)])
     return lines
+
+
+async def _through_service(recipes: Sequence[Any], given: argparse.Namespace, out: Path) -> list[list[str]]:
+    """The lines of `run` for the whole service."""
+    runs = [
+        recipe_service.Run(recipe=recipe, mode=mode, folder=out / f"{recipe.name}.{mode}")
+        for recipe in recipes
+        for mode in MODES
+        if mode in recipe.modes and mode in given.modes
+    ]
+    if not given.recorded:
+        for each in runs:
+            recipe_service.empty(each.folder)
+        await recipe_service.record(runs, out, at_once=given.at_once, follow=given.follow)
+    return await run(recipes, given.modes, out, await recipe_service.Judge.of(runs, out), follow=given.follow)
 
 
 def _together(followers: list[str]) -> str:
@@ -192,15 +198,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recipes", type=Path, nargs="?", help="the folder of the recipes")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
-    parser.add_argument("--modes", nargs="+", default=["00", "01", "02"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--out", type=Path, default=Path("var/recipes"), help="where segments and finished files are kept")
     parser.add_argument("--follow", action="store_true", help="follow the segments while they grow, too")
+    parser.add_argument("--service", action="store_true", help="through the whole service, in real time")
+    parser.add_argument("--at-once", type=int, default=16, metavar="N", help="so many recipes are live in the service at once")
+    parser.add_argument("--recorded", action="store_true", help="judge what an earlier run with --service has kept")
     given = parser.parse_args()
     if given.follow:
         quick_following.shorten()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     quiet = noise.Noise()
-    lines = asyncio.run(run(chosen(given.recipes, given.only), given.modes, given.out.absolute(), follow=given.follow))
+    recipes = chosen(given.recipes, given.only, ("srs-",) if given.service else ("r-", "srs-"))
+    out = given.out.absolute()
+    if given.service:
+        lines = asyncio.run(_through_service(recipes, given, out))
+    else:
+        judged = functools.partial(outcome, follow=given.follow)
+        lines = asyncio.run(run(recipes, given.modes, out, judged, follow=given.follow))
     cells = [cell for line in lines for cell in line[1:4]]
     shown = [line[:4] + line[5:] * given.follow for line in lines]
     print(noise.table(["recipe", "mode 00", "mode 01", "mode 02", *["following"] * given.follow], shown))

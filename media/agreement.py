@@ -53,7 +53,7 @@ def _track(placed: joiner.Placed, kind: int, live_ms: float) -> object:
         return None
     found: list[object] = [track.frame_ms if kind == flv.VIDEO else None]
     for run in track.runs:
-        if run.points[0][1] <= live_ms:
+        if not run.repeated and run.points[0][1] <= live_ms:
             cut = bisect.bisect_right(run.points, live_ms, key=lambda point: point[1]) + 1
             begun = [stretch for stretch in run.stretches if run.live_ms(stretch.at_ms) <= live_ms]
             found.append(run.points[:cut])

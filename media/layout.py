@@ -123,6 +123,8 @@ def sounds_of(track: placement.Track | None) -> list[Sounding]:
     """The runs of an audio track for `Layout.add`."""
     found = []
     for run in track.runs if track is not None else ():
+        if run.repeated:
+            continue
         ends = {0.0, run.stretches[0].at_ms, max(stretch.ends_ms for stretch in run.stretches)}
         media = sorted(ends | {at_ms for at_ms, _ in run.points})
         points = [(run.live_ms(at_ms), at_ms) for at_ms in media]

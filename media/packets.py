@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from media import codecs, flv, rest, sound, track_clock, video_headers
 
 _REMEMBERED = 4_096
+# A group of pictures that a server keeps for new connections.
+_LONGEST_GROUP = 1_024
 _NAMES = {flv.AUDIO: "audio", flv.VIDEO: "video"}
 
 
@@ -30,6 +32,8 @@ class Packets:
         self._newest_ms: dict[int, int] = {}
         self._repeats: dict[int, bool] = {}
         self._lately: collections.OrderedDict[tuple[int, int, int], None] = collections.OrderedDict()
+        # The first packets of each track: tag (unwrapped) and checksum.
+        self.first: dict[int, list[tuple[int, int]]] = {kind: [] for kind in kinds}
         self.headers: dict[int, bytes] = {}
         # Whether each tag so far is a packet, and which configurations came into force with which tag.
         self.found = bytearray()
@@ -111,7 +115,16 @@ class Packets:
         # A clock that starts over has another origin.
         if newest_ms is None or not repeated:
             self._newest_ms[tag.kind] = tag_ms
+        if not repeated and len(self.first[tag.kind]) < _LONGEST_GROUP:
+            self.first[tag.kind].append((tag_ms, known[2]))
         return repeated
+
+    def repeat(self, earlier: Packets, kind: int, count: int) -> bool:
+        """Whether the first packets of a track, so many, are among the last ones of an earlier segment, with tags and bytes."""
+        newest_ms, first = earlier._newest_ms.get(kind), self.first[kind][:count]
+        return len(first) == count and all(
+            (kind, track_clock.unwrapped(newest_ms, tag_ms), checksum) in earlier._lately for tag_ms, checksum in first
+        )
 
     def take_damage(self) -> bool:
         """Whether unreadable bytes precede this packet and follow the one before."""

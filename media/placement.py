@@ -53,6 +53,8 @@ class Placement:
         self._arrivals = _Arrivals(path, begin)
         self.packets = packets.Packets(kinds, _first_headers(path, kinds), begin)
         self.tracks: dict[int, Track] = {}
+        # Tracks whose packets an earlier segment has.
+        self.repeated: dict[int, Track] = {}
         # What follows the segment begins here, and replaces what this one has behind it.
         self.until_ms = _NEVER
 
@@ -87,7 +89,7 @@ class Placement:
         """The tracks placed by the tags so far, as a value of its own: more tags may follow here."""
         found = copy.copy(self)
         found._clocks = {kind: clock.copied() for kind, clock in self._clocks.items()}
-        found.tracks = {}
+        found.tracks, found.repeated = {}, {}
         found._place()
         return found
 
@@ -111,6 +113,33 @@ class Placement:
             for run in late.runs:
                 run.points = [(at_ms, live_ms - abs(begin_ms)) for at_ms, live_ms in run.points]
             late.spans = _spans(late.runs)
+
+    def leave_out_repeats(self, earlier: Placement) -> None:
+        """A server may hand each pull its last group of pictures, also while nobody publishes. Then its arrival tells nothing.
+        Packets of an earlier segment are left out. If another track goes on, they are put where they were live."""
+        again = {kind: track for kind, track in self.tracks.items() if self._repeats(kind, track.runs[0], earlier)}
+        begins_ms = min((track.spans[0].from_ms for kind, track in self.tracks.items() if kind not in again), default=None)
+        for kind, track in again.items():
+            run, was_ms = track.runs[0], earlier._live_ms(kind, self.packets.first[kind][0][0])
+            if begins_ms is None:
+                run.repeated = True
+            elif was_ms is not None and was_ms >= begins_ms - _STEP_MS:  # else it would replace more than is there
+                run.points = [(at_ms, live_ms + was_ms - run.points[0][1]) for at_ms, live_ms in run.points]
+            track.spans = _spans(track.runs)
+            if not track.spans:
+                self.repeated[kind] = self.tracks.pop(kind)
+
+    def _repeats(self, kind: int, run: track_clock.Run, earlier: Placement) -> bool:
+        return run.is_burst and self.packets.repeat(earlier.packets, kind, run.packets)
+
+    def _live_ms(self, kind: int, tag_ms: int) -> float | None:
+        """When the latest packet with this tag was live."""
+        for run in reversed(self.tracks[kind].runs if kind in self.tracks else ()):
+            for stretch in reversed(run.stretches):
+                at_ms = track_clock.unwrapped(stretch.tag_ms, tag_ms) - stretch.tag_ms
+                if not run.repeated and 0 <= at_ms <= stretch.length_ms:
+                    return run.live_ms(stretch.at_ms + at_ms)
+        return None
 
     @property
     def begins_ms(self) -> float:
@@ -136,14 +165,14 @@ class Places:
     def __init__(self, placement: Placement) -> None:
         self._packets = packets.PacketsAgain(placement.packets)
         self.headers = self._packets.headers
-        self._tracks = {kind: _TrackPlaces(track) for kind, track in placement.tracks.items()}
+        self._tracks = {kind: _TrackPlaces(track) for kind, track in (placement.tracks | placement.repeated).items()}
         self._pictures = _Pictures()
         self._until_ms = placement.until_ms
 
     def renew(self, placement: Placement) -> None:
         """Continue with a later placement of the same segment, whose tracks agree with the one before as far as this has come."""
         self._until_ms = placement.until_ms
-        for kind, track in placement.tracks.items():
+        for kind, track in (placement.tracks | placement.repeated).items():
             self._tracks[kind].renew(track)
 
     def place(self, tag: flv.Tag) -> float | None:
@@ -280,7 +309,12 @@ def _spans(runs: Sequence[track_clock.Run]) -> list[Span]:
     """The live time of a track. Short pauses count, unless bytes were lost there."""
     found: list[Span] = []
     pieces = sorted(
-        ((run.live_ms(s.at_ms), run.live_ms(s.at_ms + s.length_ms), s.damaged) for run in runs for s in run.stretches),
+        (
+            (run.live_ms(s.at_ms), run.live_ms(s.at_ms + s.length_ms), s.damaged)
+            for run in runs
+            if not run.repeated
+            for s in run.stretches
+        ),
         key=lambda piece: piece[0],
     )
     for from_ms, to_ms, damaged in pieces:

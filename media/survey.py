@@ -183,6 +183,7 @@ def assembled(
     passes: Sequence[placed_pass.PlacedPass | None],
 ) -> Survey:
     """Complete a survey that has the formats of `passes`, the first readings of the segments with an arrival index."""
+    _leave_out_repeats(passes)
     _cut(segments, passes)
     last_ms: int | None = None
     # Media of segments that have none left. Between two others the time between these tells of it.
@@ -194,6 +195,11 @@ def assembled(
             if placed.placement.tracks:
                 last_ms = _lay_out(found, placed, segment, last_ms, vanished_ms)
                 vanished_ms = 0
+                continue
+            if placed.placement.repeated:
+                at_ms = float(found.duration_ms)
+                empty = layout.SegmentLayout(points=[(float(last_ms or 0), at_ms)], begin_ms=at_ms, end_ms=at_ms)
+                found.placed[-1] = joiner.Placed(live=placed.placement, file=empty)
                 continue
             found.unindexed = True
             if not placed.superseded:
@@ -224,6 +230,16 @@ def assembled(
             found.presence.read(flv.tags(chunk))
     found.end_ms = last_ms
     return found
+
+
+def _leave_out_repeats(passes: Sequence[placed_pass.PlacedPass | None]) -> None:
+    """Compare each segment with the one before that has media of its own."""
+    earlier: placement.Placement | None = None
+    for each in passes:
+        if earlier is not None and each is not None:
+            each.placement.leave_out_repeats(earlier)
+        if each is None or each.placement.tracks:
+            earlier = each.placement if each is not None else None
 
 
 def _cut(segments: Sequence[joiner.SegmentFile], passes: Sequence[placed_pass.PlacedPass | None]) -> None:

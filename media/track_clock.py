@@ -70,6 +70,7 @@ class Stretch:
     damaged: bool
     counted: bool
     begin_ms: float  # arrival of the first packet
+    latest_ms: float  # arrival of the last packet
     standing: bool = False
     length_ms: float = 0.0
     packets: int = 0
@@ -85,13 +86,17 @@ class Stretch:
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """Stretches that one clock places. `points`: (position on the axis of the run, live time), in order of both."""
+    """Stretches that one clock places. `points`: (position on the axis of the run, live time), in order of both. `repeated`: an
+    earlier segment has its packets, so that they have no place here."""
 
     stretches: list[Stretch]
     points: list[tuple[float, float]] = field(default_factory=list)
+    repeated: bool = False
 
     def live_ms(self, at_ms: float) -> float:
-        """When the media at a position was live."""
+        """When the media at a position was live; infinite for repeated packets."""
+        if self.repeated:
+            return float("inf")
         points = self.points
         after = bisect.bisect_right(points, (at_ms, float("inf")))
         if after == 0 or len(points) == 1:
@@ -105,6 +110,11 @@ class Run:
     def packets(self) -> int:
         """How many packets it has."""
         return sum(stretch.packets for stretch in self.stretches)
+
+    @property
+    def is_burst(self) -> bool:
+        """Whether its packets came much faster than they last, so that their arrivals are no clock."""
+        return self.stretches[-1].latest_ms - self.stretches[0].begin_ms < self.stretches[-1].ends_ms / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +265,7 @@ class TrackClock:
             damaged=packet.damaged,
             counted=packet.packet_ms is not None,
             begin_ms=packet.arrived_ms,
+            latest_ms=packet.arrived_ms,
             standing=packet.packet_ms is None and bool(self._stretches) and not late and packet.tag_ms == self._tag_ms,
         )
         if self._stretches and self._stretches[-1].packets == 1:
@@ -269,6 +280,7 @@ class TrackClock:
     def _note(self, stretch: Stretch, packet: _Packet) -> None:
         self._last_ms = self._usual_ms if packet.packet_ms is None else packet.packet_ms
         stretch.packets += 1
+        stretch.latest_ms = packet.arrived_ms
         stretch.length_ms = max(stretch.length_ms, self._media_ms + self._last_ms)
         delay_ms = packet.arrived_ms - self._media_ms
         knots = stretch.knots

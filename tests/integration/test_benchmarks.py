@@ -29,7 +29,7 @@ SMALLEST = {
     "intake": [f"--quick --forward --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
     "mutated_streams": ["--cases=200"],
     "neighbors": [f"--seconds=0.2 --share=0.05 --folder={{folder}} --engine={engine}" for engine in ("embedded", "distributed")],
-    "recipes": ["--follow --only plain --modes 02 --out={folder}"],
+    "recipes": [f"--follow --only plain --modes 02 --out={{folder}}{way}" for way in ("", " --service")],
     "scrape": ["--scrapes=2 --folder={folder}"],
 }
 RUN_BY = {

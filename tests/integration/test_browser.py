@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import playback
 from media import arrival_index, flv, following, pieces
 from media.transcode import SegmentFile, Transcoder
 from tencent import cos
@@ -73,3 +74,17 @@ async def test_chromium_seeks_in_the_files_of_a_bounded_spool(
         shown = await browser.play(path, [second + 0.5 for second in (43, 22, 23, 24, 3, 33, 34, 13)], tmp_path, sound=False)
         assert shown.duration_s == pytest.approx(duration_s, abs=NEAR_S)
         assert [at for at, bright in shown.bright.items() if bright > 128] == [43.5, 23.5, 3.5, 33.5, 13.5], path.name
+
+
+async def test_playback_finds_files_that_a_browser_does_not_play(tmp_path: Path) -> None:
+    """Chromium plays finished files with sound and picture or with sound alone, and finds fault with a file that is cut off and
+    with one of another format."""
+    segment = _segment(tmp_path / "1.flv", untidy_streams.streams()["plain"])
+    good = [tmp_path / "good.mp4", tmp_path / "good.mp3"]
+    for mode, path in zip(("02", "00"), good, strict=True):
+        await Transcoder(FFMPEG).transcode([segment], mode, path)
+    cut, other = tmp_path / "cut.mp4", tmp_path / "other.mp4"
+    cut.write_bytes(good[0].read_bytes()[: good[0].stat().st_size * 2 // 3])
+    other.write_bytes(b"no media at all" * 100)
+    found = await playback.faults(tmp_path, [*good, cut, other])
+    assert [bool(found[path]) for path in (*good, cut, other)] == [False, False, True, True], found

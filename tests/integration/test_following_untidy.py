@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import growth, recipe_source, recipes
+from bench import growth, recipe_judge, recipe_source, recipes
 from media import transcode
 from tests import flv_source, quick_following
 
@@ -48,6 +48,23 @@ async def outcome(recipe: Any, name: str, folder: Path) -> str:
         return found.why
     same = found.made.path.read_bytes() == made.path.read_bytes() and replace(found.made, path=made.path) == made
     return "" if same else "another file"
+
+
+async def test_a_follower_joins_a_second_pull_in_a_pause(tmp_path: Path, quick: None) -> None:
+    """The server ends the connection while the publisher pauses, and hands the next pull its last group of pictures again. Each
+    picture and each beep is in the file once, where it was live."""
+    recipe = recipe_source.own()["plain"]
+    broadcast = recipe.make()
+    broadcast.tags = [tag for tag in broadcast.tags if tag.header or not 2_000 <= tag.due < 7_000]
+    broadcast.drop_at = [2_500]
+    segments, sent = recipes.captured(broadcast, "02", tmp_path, "a pause")
+    assert len(segments) == 2
+    made = await transcode.Transcoder(flv_source.FFMPEG).transcode(segments, "02", tmp_path / "afterwards.mp4")
+    assert recipe_judge.faults(made, "02", recipe, sent, recipes.BEGAN_MS) == []
+    (tmp_path / "growing").mkdir()
+    followed = await growth.followed(segments, "02", tmp_path / "growing")
+    assert followed.made is not None, followed.why
+    assert followed.made.path.read_bytes() == made.path.read_bytes()
 
 
 async def test_a_follower_makes_the_same_file_or_gives_up(tmp_path: Path, quick: None) -> None:

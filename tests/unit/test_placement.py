@@ -269,3 +269,51 @@ async def test_a_configuration_that_comes_late_serves_the_packets_before_it(tmp_
     tags = await joined(found, [segment], tmp_path)
     assert len(times(tags, flv.VIDEO)) == 80
     assert len(times(tags, flv.AUDIO)) == pytest.approx(8_000 / SOUND_MS, abs=2)
+
+
+def cached(tags: Iterable[Arrived], at_ms: float) -> list[Arrived]:
+    """Packets that a server sends again at once."""
+    return [(tag, at_ms) for tag, _ in tags]
+
+
+def both(from_ms: int, to_ms: int, *, ahead_ms: int = 0) -> list[Arrived]:
+    return [*sounds(from_ms, to_ms, ahead_ms=ahead_ms), *pictures(from_ms, to_ms, ahead_ms=ahead_ms)]
+
+
+@pytest.mark.parametrize("ahead_ms", [0, -9_000, 70_000])
+@pytest.mark.parametrize("idle_pulls", [0, 2])
+async def test_a_cached_group_says_nothing_while_nobody_publishes(tmp_path: Path, ahead_ms: int, idle_pulls: int) -> None:
+    """A server hands each pull its last group of pictures, also the pulls in a pause of the publisher. They are shown once, where
+    they were live, and the pause is reported, whatever clock follows."""
+    segments = [written(tmp_path / "0.flv", both(0, 5_000))]
+    for n in range(1, idle_pulls + 1):
+        segments.append(written(tmp_path / f"{n}.flv", cached(both(4_000, 5_000), 12_000.0 * n)))
+    begins = 12_000 * (idle_pulls + 1)
+    again = cached(both(4_000, 5_000), begins - 5_000)
+    segments.append(written(tmp_path / "9.flv", [*again, *both(begins, begins + 3_000, ahead_ms=ahead_ms)]))
+    found = survey.survey(segments, "02")
+    assert gaps(found) == [(pytest.approx(5.0, abs=0.06), pytest.approx(begins / 1000 - 5, abs=0.06))]
+    assert live(found) == [(0, pytest.approx(5_000, abs=60)), pytest.approx((begins, begins + 3_000), abs=60)]
+    assert (found.unindexed, found.lost_ms) == (False, 0)
+    tags = await joined(found, segments, tmp_path)
+    assert times(tags, flv.VIDEO) == pytest.approx([*range(0, 8_000, 100)], abs=60)
+
+
+async def test_a_cached_group_of_a_camera_that_pauses_is_where_it_was_live(tmp_path: Path) -> None:
+    """The second pull brings the last group once more, while sound goes on. Its pictures are shown with their sound."""
+    first = written(tmp_path / "1.flv", both(0, 5_000))
+    again = cached([*sounds(4_000, 6_500), *pictures(4_000, 5_000)], 6_500.0)
+    second = written(tmp_path / "2.flv", [*again, *sounds(6_500, 12_000), *pictures(9_000, 12_000)])
+    found = survey.survey([first, second], "02")
+    assert (found.gaps, found.duration_ms) == ([], pytest.approx(12_000, abs=100))
+    tags = await joined(found, [first, second], tmp_path)
+    assert times(tags, flv.VIDEO) == pytest.approx([*range(0, 5_000, 100), *range(9_000, 12_000, 100)], abs=60)
+
+
+async def test_equal_packets_of_another_broadcast_are_kept(tmp_path: Path) -> None:
+    """A publisher begins again with the same tags and bytes, as in silence. They arrive as they are live, so they count."""
+    first = written(tmp_path / "1.flv", both(0, 5_000))
+    second = written(tmp_path / "2.flv", [(tag, at + 9_000) for tag, at in (*both(0, 3_000), *both(5_000, 8_000))])
+    found = survey.survey([first, second], "02")
+    assert found.duration_ms == pytest.approx(5_000 + 8_000, abs=100)
+    assert live(found) == [(0, pytest.approx(5_000, abs=60)), (9_000, pytest.approx(17_000, abs=60))]
