@@ -50,12 +50,13 @@ class Incoming:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disposition:
     """The policy's decision: kind `done`, `park` (with `reason`) or `requeue` (after `backoff_s`). `database_failed`: it is
-    requeued for the database's sake."""
+    requeued for the database's sake. `full`: no slot was free for it, so nothing was begun."""
 
     kind: str
     reason: str = ""
     backoff_s: float = 0.0
     database_failed: bool = False
+    full: bool = False
 
 
 RefuseInvalid = Callable[[Incoming, event_errors.InvalidEvent], Awaitable[bool]]
@@ -117,7 +118,7 @@ class DeliveryPolicy:
                 await self._read_and_handle(message)
         except errors.WorkerFull as error:
             await self._tracker.uncount(message.attempt_key, counted)
-            return Disposition(kind="requeue", reason=error.message, backoff_s=FULL_BACKOFF_S)
+            return Disposition(kind="requeue", reason=error.message, backoff_s=FULL_BACKOFF_S, full=True)
         except event_errors.InvalidEvent as error:
             return await self._finish(message, counted, park(f"invalid: {error}"))
         except errors.DatabaseUnavailable as error:

@@ -71,6 +71,8 @@ class LocalBus:
         self._ripe: set[int] = set()
         # Those that are not due yet; the one that has waited longest first.
         self._backing_off: dict[int, due_work.OutboxMessage] = {}
+        # Written since this start, and only ever refused for want of a slot: nothing was begun that could have ended the process.
+        self._unbegun: set[int] = set()
         self._paused: set[str] = set()
         self.relay = supervised_task.SupervisedTask("bus.relay", self._run)
         self.tasks = [self.relay]
@@ -208,11 +210,15 @@ class LocalBus:
             body=message.body,
             message_id=id_,
             attempt_key=id_,
-            redelivered=message.seq <= self._redelivered_until or message.retried,
+            redelivered=message.seq <= self._redelivered_until or (message.retried and message.seq not in self._unbegun),
         )
         # `_read` rejects a message of an unknown channel.
         policy = self._policies.get(message.channel, self._policies["event"])
         disposition = await policy.handle(incoming)
+        if not disposition.full:
+            self._unbegun.discard(message.seq)
+        elif not incoming.redelivered:
+            self._unbegun.add(message.seq)
         if disposition.database_failed:
             self._database_failed = disposition.reason
             self._lanes.forget({message.seq})

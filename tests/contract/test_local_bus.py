@@ -196,3 +196,33 @@ async def test_slow_starts_of_one_user_leave_slots(store: stores.Store, running:
     await write(store, "stop", ["other"])
     async with running(hands):
         await waiting.until(lambda: "other" in hands.done, what="the other user's request")
+
+
+@pytest.mark.parametrize(("failures", "restarted", "counted"), [("fff", False, False), ("fff", True, True), ("fuf", False, True)])
+async def test_a_command_that_waits_for_a_slot(
+    running: Begin, store: stores.Store, monkeypatch: pytest.MonkeyPatch, failures: str, restarted: bool, counted: bool
+) -> None:
+    """A command is refused for want of a slot again and again, and no transaction counts it. It is counted after a restart, for
+    the process may have died of it, and after a failure of its own (u)."""
+    monkeypatch.setattr("bus.delivery_policy.FULL_BACKOFF_S", 0.01)
+    monkeypatch.setattr(attempts, "BACKOFF_S", (0.01,))
+    adds, add, left = list[str](), store.attempts.add, [*failures]
+    done = asyncio.Event()
+
+    async def counting(message: str) -> int:
+        adds.append(message)
+        return await add(message)
+
+    async def handle(_: codec.Event) -> None:
+        if left:
+            raise errors.WorkerFull if left.pop(0) == "f" else errors.Unavailable
+        done.set()
+
+    monkeypatch.setattr(store.attempts, "add", counting)
+    if restarted:
+        await write(store, "stop-capture", ["command"])
+    async with running(handle):
+        if not restarted:
+            await write(store, "stop-capture", ["command"])
+        await waiting.until(done.is_set, what="a slot")
+    assert bool(adds) == counted

@@ -165,7 +165,7 @@ async def test_only_the_messages_own_failures_count() -> None:
     assert await tried.handle(incoming(again=True)) == delivery_policy.Disposition(
         kind="requeue", reason="the database was away", database_failed=True
     )
-    full = delivery_policy.Disposition(kind="requeue", reason="no room", backoff_s=delivery_policy.FULL_BACKOFF_S)
+    full = delivery_policy.Disposition(kind="requeue", reason="no room", backoff_s=delivery_policy.FULL_BACKOFF_S, full=True)
     assert await tried.handle(incoming(again=True)) == full
     assert counts.tries == {M1: 3}
     dispositions = [await tried.handle(incoming(again=True)) for _ in range(22)]
