@@ -80,7 +80,8 @@ class LiveUploads:
         live = self._uploads.get(recording)
         if live is not None and live.upload is not None:
             live.epoch = epoch
-            live.upload.state = replace(live.upload.state, head_bytes=head_bytes)
+            state = live.upload.state
+            live.upload.state = replace(state, head_bytes=(state.head_bytes or 0) + head_bytes)
 
     def state(self, recording: str, epoch: int, target: cos.CosTarget) -> cos_upload.UploadState | None:
         """Where the upload of the file of the transcode `epoch` resumes; None if nothing of it was sent."""

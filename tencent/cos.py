@@ -108,8 +108,8 @@ class CosUploader:
 
     def live(self, path: Path) -> live_upload.LiveUpload:
         """An upload of the file at `path`, which still grows and may not exist yet; its parts are no longer than in `upload`."""
-        first_part_bytes = min(self._first_part_bytes, live_upload.PART_BYTES)
-        return live_upload.LiveUpload(self._uploads.run, self._read, path, first_part_bytes)
+        part_bytes = min(self._first_part_bytes, live_upload.PART_BYTES)
+        return live_upload.LiveUpload(self._uploads.run, self._read, path, part_bytes)
 
     def live_piece(self, path: Path, sent: live_upload.Sent) -> live_upload.LiveUpload:
         """As `live`, of a piece on a bounded spool: in small parts, which leave little to wait for. `sent`: see LiveUpload."""

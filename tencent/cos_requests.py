@@ -39,6 +39,7 @@ MOST_ANSWER_BYTES = 512 * 1024
 MOST_ERROR_BYTES = 64 * 1024
 # COS would list a thousand; a key rarely has more than one.
 MOST_UPLOADS = 100
+_SENT_BYTES = 64 * 1024
 
 _EXPIRED = frozenset({"ExpiredToken", "RequestTimeTooSkewed", "RequestHasExpired", "TokenExpired"})
 _THROTTLED = frozenset({"SlowDown", "RequestLimitExceeded", "TooManyRequests", "QpsLimitExceeded"})
@@ -145,8 +146,8 @@ class Client:
 
     def put_part(self, upload_id: str, number: int, data: bytes, md5_base64: str) -> str:
         """Send one part with its Content-MD5; returns its ETag without quotes."""
-        # A stream, not bytes: a plain-HTTP socket applies its time limit to one whole send. A stream is sent in blocks of 16 KiB,
-        # so a slow line does not look dead.
+        # A stream, not bytes: a plain-HTTP socket applies its time limit to one whole send. A stream is sent in blocks, so a slow
+        # line does not look dead.
         answer = _ask(
             lambda: self._sdk.upload_part(
                 **self._at, Body=io.BytesIO(data), PartNumber=number, UploadId=upload_id, ContentMD5=md5_base64
@@ -241,6 +242,10 @@ def session(connections: int) -> requests.Session:
 
 class _Bounded(requests.adapters.HTTPAdapter):
     """Reads a response up to COS's maximum length, decompresses nothing, and rejects input that grows in parsing."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        """Like the library's method, with larger blocks: each one costs a call."""
+        super().init_poolmanager(*args, **options | {"blocksize": _SENT_BYTES})
 
     def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
         """Like the library's method; raises RequestException for a response that is too long or declares XML entities, which COS

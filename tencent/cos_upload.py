@@ -38,13 +38,15 @@ _PARTS_DISAGREE = frozenset({"InvalidPart", "InvalidPartOrder", "EntityTooSmall"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadState:
     """An upload in COS as the caller stores it: the parts sent so far, and the size of the first ones in bytes (later ones grow:
-    see `file_parts`). `head_bytes`: by how much the first part of an upload that began while its file grew is longer; None for
-    another upload."""
+    see `file_parts`). `head_bytes`: by how much the first part of an upload that began while its file grew is longer, or shorter
+    (negative); None for another upload. `confirmed`: COS has confirmed the parts to this process, so it need not list them; it is
+    not stored."""
 
     upload_id: str
     parts: tuple[Part, ...] = ()
     part_size_bytes: int = file_parts.FIRST_PART_BYTES
     head_bytes: int | None = None
+    confirmed: bool = False
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -115,7 +117,9 @@ class Upload:
 
     async def _once(self, state: UploadState) -> uploaded_object.UploadedObject:
         known: dict[int, Part] | None = {}
-        if state.upload_id:
+        if state.upload_id and state.confirmed:
+            known = {part.number: part for part in state.parts}
+        elif state.upload_id:
             known = await self._known(state)
         else:
             state = await self._create(state)

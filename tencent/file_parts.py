@@ -52,7 +52,8 @@ def part_size_bytes(first: int, number: int) -> int:
 
 
 def layout(first: int, head_bytes: int, file_bytes: int) -> Iterator[tuple[int, int, int]]:
-    """The parts of a file whose first part is longer by `head_bytes`: number, offset and size in bytes of each."""
+    """The parts of a file whose first part is longer by `head_bytes`, or shorter if negative: number, offset and size in bytes of
+    each."""
     offset = 0
     for number in itertools.count(1):
         if offset >= file_bytes:

@@ -26,7 +26,7 @@ from tencent import cos_requests, cos_upload, file_parts
 
 log = structlog.get_logger()
 
-# Smaller ones leave less to send when the file ends: the first part, and the rest behind the last one.
+# Smaller ones leave less to send when the file ends, behind the last one. The first one is as small as COS allows.
 PART_BYTES = 2 * file_parts.MIN_PART_BYTES
 
 Connect = Callable[[], Awaitable[cos_requests.Client]]
@@ -43,7 +43,7 @@ class LiveUpload:
         ask: cos_upload.Ask,
         in_thread: file_parts.InThread,
         path: Path,
-        first_part_bytes: int = PART_BYTES,
+        part_bytes: int = PART_BYTES,
         *,
         sent: Sent | None = None,
     ) -> None:
@@ -53,19 +53,19 @@ class LiveUpload:
         self._in_thread = in_thread
         self._path = path
         self._file = -1
-        self._offset = self._first_part_bytes = first_part_bytes
-        self.state = cos_upload.UploadState(upload_id="", part_size_bytes=first_part_bytes, head_bytes=0)
+        shorter_bytes = file_parts.MIN_PART_BYTES - part_bytes
+        self.state = cos_upload.UploadState(upload_id="", part_size_bytes=part_bytes, head_bytes=shorter_bytes, confirmed=True)
+        self._offset = self.sent_bytes
 
     def resume(self, state: cos_upload.UploadState) -> None:
         """Go on where an earlier upload of the same file has stopped."""
         self.state = state
-        self._first_part_bytes = state.part_size_bytes
         self._offset = self.sent_bytes
 
     @property
     def sent_bytes(self) -> int:
         """Where the first byte is that was not sent; the first part counts as sent."""
-        return self._first_part_bytes + sum(part.size for part in self.state.parts)
+        return self.state.part_size_bytes + (self.state.head_bytes or 0) + sum(part.size for part in self.state.parts)
 
     async def look(self, connect: Connect) -> None:
         """Send the parts that are whole by now, with a client of `connect`. Raises its errors, errors.UploadFailed, after which a
@@ -112,7 +112,7 @@ class LiveUpload:
             return b""
         if self._file < 0:
             self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        size_bytes = file_parts.part_size_bytes(self._first_part_bytes, self._number)
+        size_bytes = file_parts.part_size_bytes(self.state.part_size_bytes, self._number)
         end = found.st_size if self.until_bytes is None else min(found.st_size, self.until_bytes)
         return os.pread(self._file, size_bytes, self._offset) if end >= self._offset + size_bytes else None
 
@@ -156,4 +156,4 @@ class LiveUpload:
 
     def _forget(self) -> None:
         self.state = replace(self.state, upload_id="", parts=())
-        self._offset = self._first_part_bytes
+        self._offset = self.sent_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import fastcrc
@@ -59,17 +60,16 @@ class Growing:
     async def _connect(self) -> cos_requests.Client:
         return self._uploader.connect(scripted_cos.target(self._server), scripted_cos.KEYS)
 
-    async def finish(self, notes: scripted_cos.Notes | None = None) -> None:
+    async def finish(self, notes: scripted_cos.Notes | None = None, *, same_process: bool = False) -> None:
         """Put a head before the file, change its first bytes, and upload the rest."""
         self.data = os.urandom(HEAD + 100) + self.data[100:]
         self.path.write_bytes(self.data)
         state = self.live.state
         await self.live.close()
         verified = file_parts.VerifiedFile(size_bytes=len(self.data), crc64=str(fastcrc.crc64.xz(self.data)))
-        resumed = cos_upload.UploadState(
-            upload_id=state.upload_id, parts=state.parts, part_size_bytes=state.part_size_bytes, head_bytes=HEAD
-        )
-        resumed = cos_upload.UploadState.from_json(resumed.to_json())
+        resumed = replace(state, head_bytes=(state.head_bytes or 0) + HEAD)
+        if not same_process:
+            resumed = cos_upload.UploadState.from_json(resumed.to_json())
         known = resumed if state.upload_id else None
         await scripted_cos.upload(self._uploader, self.path, self._server, notes, state=known, verified=verified)
 
@@ -79,9 +79,10 @@ def growing(tmp_path: Path, server: scripted_cos.Cos, uploader: cos.CosUploader)
     return Growing(tmp_path / "a.part", server, uploader)
 
 
-async def test_parts_leave_while_the_file_grows(growing: Growing, server: scripted_cos.Cos) -> None:
-    """Whole parts but the first are sent before the end; afterwards only the first and the last follow, and the object is the
-    file. The metrics count each byte once."""
+@pytest.mark.parametrize("same_process", [True, False])
+async def test_parts_leave_while_the_file_grows(growing: Growing, server: scripted_cos.Cos, same_process: bool) -> None:
+    """Whole parts but the first are sent before the end; afterwards only the first and the rest follow, and the object is the
+    file. The metrics count each byte once. Another process than the one that sent the parts asks COS for them."""
     before = scrapes.of_this_process()
     await growing.look()
     await growing.grow(MIB + MIB // 2)
@@ -89,9 +90,13 @@ async def test_parts_leave_while_the_file_grows(growing: Growing, server: script
     await growing.grow(MIB)
     await growing.grow(2 * MIB)
     assert server.operations == ["begun", "create", "part", "part", "part"]
-    await growing.finish()
+    await growing.live.close()
+    with growing.path.open("ab") as file:  # of which no look sends a part
+        file.write(bytes(MIB))
+    growing.data += bytes(MIB)
+    await growing.finish(same_process=same_process)
     assert server.objects[scripted_cos.KEY] == growing.data
-    assert server.operations[5:] == ["parts", "part", "part", "complete", "head"]
+    assert server.operations[5:] == ["parts"] * (not same_process) + ["part"] * 3 + ["complete", "head"]
     assert scrapes.grown(before)["recorder_upload_bytes_total"] == len(growing.data)
 
 
@@ -135,8 +140,9 @@ async def test_cos_is_away_for_a_while(growing: Growing, server: scripted_cos.Co
     assert server.objects[scripted_cos.KEY] == growing.data
 
 
+@pytest.mark.parametrize("same_process", [True, False])
 @pytest.mark.parametrize("gone", [True, False])
-async def test_an_upload_that_cos_has_dropped(growing: Growing, server: scripted_cos.Cos, gone: bool) -> None:
+async def test_an_upload_that_cos_has_dropped(growing: Growing, server: scripted_cos.Cos, gone: bool, same_process: bool) -> None:
     """If COS has dropped the upload, or holds other bytes than were sent, the finished file is uploaded from its beginning."""
     await growing.grow(4 * MIB)
     (upload_id,) = server.uploads
@@ -144,7 +150,7 @@ async def test_an_upload_that_cos_has_dropped(growing: Growing, server: scripted
         del server.uploads[upload_id]
     else:
         server.uploads[upload_id][2] = bytes(MIB)
-    await growing.finish()
+    await growing.finish(same_process=same_process)
     assert server.objects[scripted_cos.KEY] == growing.data
 
 
