@@ -27,6 +27,7 @@ _QUEUED_PACKETS = 65_536
 _HIDE_MARGIN_S, _CHANGE_MARGIN_S = 0.02, 0.002
 _RATE = 48_000
 _KEY_EVERY_S = 2
+_UNWATCHED_S = 60
 # The expression is one argument of a command, which Linux limits to 128 KiB.
 _MOST_SPANS = 2_000
 
@@ -47,9 +48,11 @@ def plan(found: survey.Survey, mode: str, *, copy: bool = True) -> Plan:
     return Plan(extension=extension, copied=copied, encoded=found.kinds - copied)
 
 
-def transcode_args(binary: str, found: survey.Survey, chosen: Plan, part: str, *, appended_to: int = -1) -> list[str]:
-    """The arguments of a transcode that reads the joined FLV from stdin, writes `part`, and prints its progress to stdout. An MP4
-    `appended_to` a file descriptor has fragments, so that it only grows."""
+def transcode_args(
+    binary: str, found: survey.Survey, chosen: Plan, part: str, *, appended_to: int = -1, watched: bool = True
+) -> list[str]:
+    """The arguments of a transcode that reads the joined FLV from stdin, writes `part`, and prints its progress to stdout if it
+    is `watched`. An MP4 `appended_to` a file descriptor has fragments, so that it only grows."""
     source = ffmpeg_python.input(
         "pipe:0",
         format="flv",
@@ -70,7 +73,9 @@ def transcode_args(binary: str, found: survey.Survey, chosen: Plan, part: str, *
         part = "fd:"
         options |= {"fd": appended_to, "movflags": fragments.FLAGS, "frag_duration": fragments.FRAGMENT_US}
     output = ffmpeg_python.output(*streams, part, format=chosen.extension, **options)
-    return ffmpeg_command.compiled(output, binary, "-nostdin", "-progress", "pipe:1")
+    # An ffmpeg that nobody watches need not wake twice a second.
+    told = ("-progress", "pipe:1") if watched else ("-stats_period", str(_UNWATCHED_S))
+    return ffmpeg_command.compiled(output, binary, "-nostdin", *told)
 
 
 def _video(source: Any, found: survey.Survey, options: dict[str, Any]) -> Any:

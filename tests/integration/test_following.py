@@ -274,6 +274,7 @@ async def _record(work: node_work.NodeWork, folder: spool.Spool, server: scripte
     # The first part holds the index too. None is sent twice, except one that was on its way when the end began.
     parts = len(list(file_parts.layout(scripted_cos.MIB, data.index(b"mdat") - 44, len(data))))
     assert parts <= server.operations.count("part") <= parts + 1
+    assert "parts" not in server.operations
     assert replace(made, epoch=3) == await work.transcode(job, 3, [told])
     both = [folder.output_path(TASK, "al", 1, "02", epoch) for epoch in (2, 3)]
     assert await asyncio.to_thread(whole_file.faults, *both, folder.root) == []
