@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from machine import errors
-from media import file_threads, following, joiner, pieces
+from media import file_threads, following, joiner, pieces, verify
 
 LENGTH = struct.Struct(">I")
 NICENESS = 5
@@ -112,7 +112,7 @@ def main() -> None:
 async def _run(answers: BinaryIO) -> None:
     stream = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), sys.stdin)
-    looks = asyncio.Semaphore(_LOOKS)
+    looks, decoder = asyncio.Semaphore(_LOOKS), verify.Decoder()
     told: dict[int, asyncio.Queue[Any]] = {}
     tasks: set[asyncio.Task[None]] = set()
 
@@ -124,7 +124,8 @@ async def _run(answers: BinaryIO) -> None:
     while (message := await read(stream)) is not None:
         if isinstance(message, Begin):
             told[message.number] = asyncio.Queue()
-            task = asyncio.create_task(_follow(message, told[message.number], looks, answer))
+            recording = following.Following(message.ffmpeg, message.mode, message.part, decoder=decoder)
+            task = asyncio.create_task(_follow(message, recording, told[message.number], looks, answer))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         elif message.number in told:
@@ -134,9 +135,14 @@ async def _run(answers: BinaryIO) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _follow(begin: Begin, told: asyncio.Queue[Any], looks: asyncio.Semaphore, answer: Callable[[Answer], None]) -> None:
+async def _follow(
+    begin: Begin,
+    recording: following.Following,
+    told: asyncio.Queue[Any],
+    looks: asyncio.Semaphore,
+    answer: Callable[[Answer], None],
+) -> None:
     """Follow one recording, and answer."""
-    recording = following.Following(begin.ffmpeg, begin.mode, begin.part)
     finished, why = None, ""
     try:
         try:

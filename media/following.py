@@ -77,9 +77,19 @@ class Finished:
 class Following:
     """Follows one recording. `add` its segments in their order, `look` again and again, then `finish` or `stop`."""
 
-    def __init__(self, ffmpeg: str, mode: str, part: Path, *, bound_bytes: int = 0, begin: rest.Begin | None = None) -> None:
+    def __init__(
+        self,
+        ffmpeg: str,
+        mode: str,
+        part: Path,
+        *,
+        bound_bytes: int = 0,
+        begin: rest.Begin | None = None,
+        decoder: verify.Decoder | None = None,
+    ) -> None:
         """`bound_bytes`: of the file may wait for COS, which releases it and its segments; 0: both stay. `begin`: the file holds
-        only what is left of the recording from here on."""
+        only what is left of the recording from here on. `decoder`: is shared with other recordings."""
+        self._decoder = decoder
         self._bound_bytes = bound_bytes
         self._begin = begin
         self._ffmpeg = ffmpeg
@@ -142,7 +152,7 @@ class Following:
         moved_bytes = 0
         if writing.chosen.extension == "mp4":
             moved_bytes = await file_threads.BULK.run(mp4_index.to_front, self._part)
-        seen = await verify.verify(self._ffmpeg, self._part, found, writing.chosen, by_index=True)
+        seen = await verify.verify(self._ffmpeg, self._part, found, writing.chosen, by_index=True, decoder=self._decoder)
         size_bytes, crc64 = await file_threads.BULK.run(writing.digest.settle, moved_bytes)
         await file_threads.BULK.run(transcode.give_name, self._part, output)
         made = transcode.output_of(bounds.bounded(found), seen, output, size_bytes, crc64)
@@ -269,7 +279,9 @@ class _Writing:
         self._tags: collections.deque[flv.Tag] = collections.deque()
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED_CHUNKS)
         files = [bounded.file] if bounded else []
-        argv = transcode_plan.transcode_args(ffmpeg, found, chosen, str(part), appended_to=files[0] if files else -1)
+        argv = transcode_plan.transcode_args(
+            ffmpeg, found, chosen, str(part), appended_to=files[0] if files else -1, watched=False
+        )
         self._run = transcode.FfmpegRun(argv, resource_limits.transcode(_INPUT_BYTES), inherit=files)
         self._ended = asyncio.create_task(self._run.to_end(self._stream(), part, _NEVER_STUCK_S))
 

@@ -18,6 +18,7 @@ from config import settings
 from machine import due_work, errors, segments
 from media import (
     arrival_index,
+    ffmpeg_process,
     flv,
     followers,
     following,
@@ -222,6 +223,36 @@ async def test_a_track_that_ends_too_early_fails_the_verification(tmp_path: Path
         with pytest.raises(errors.TranscodeFailed, match=f"track {name}"):
             await verify.verify(flv_source.FFMPEG, made.path, found, chosen, by_index=by_index)
         found.ends_ms[kind] -= 1_000
+
+
+async def test_files_that_end_together_are_decoded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that wait for their verification share an ffmpeg. One whose last pictures are damaged fails, and no other does."""
+    growing = Growing(tmp_path / "00000001.flv", stream(12))
+    growing.until(13_000)
+    found = survey.survey([growing.whole], "02")
+    chosen = transcode_plan.plan(found, "02")
+    made = await transcode.Transcoder(flv_source.FFMPEG).transcode([growing.whole], "02", tmp_path / "a.mp4")
+    files = [tmp_path / f"{number}.mp4" for number in range(5)]
+    whole = made.path.read_bytes()
+    for number, file in enumerate(files):
+        file.write_bytes(whole if number != 2 else whole[:-6_000] + b"\xff" * 6_000)
+    runs, start = list[int](), ffmpeg_process.Child.start
+
+    async def counted(self: ffmpeg_process.Child) -> None:
+        runs.append(self.argv.count("-i"))
+        await start(self)
+
+    monkeypatch.setattr(ffmpeg_process.Child, "start", counted)
+    decoder = verify.Decoder()
+    checks = [verify.verify(flv_source.FFMPEG, file, found, chosen, by_index=True, decoder=decoder) for file in files]
+    async with decoder._turn:
+        ending = asyncio.gather(*checks, return_exceptions=True)
+        await waiting.until(lambda: len(decoder._waiting) == len(files), what="the files to wait")
+    seen = await ending
+    assert [each.duration_ms for each in seen if isinstance(each, verify.Seen)] == [made.duration_ms] * 4
+    assert isinstance(seen[2], errors.TranscodeFailed)
+    assert seen[2].reason == "verify-failed"
+    assert max(runs) == 8
 
 
 async def test_a_node_writes_and_uploads_while_the_recording_runs(tmp_path: Path) -> None:
