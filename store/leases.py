@@ -74,7 +74,8 @@ _TOUCH = {kind: sql.Statement(_touch(*of)) for kind, of in _OWNERS.items()}
 _TAKE = {kind: _take(*of, free=False) for kind, of in _OWNERS.items()}
 _TAKE_FREE = {kind: _take(*of, free=True) for kind, of in _OWNERS.items()}
 _HELD = statements.matching(tables.jobs, "owner", "epoch", "node", "state")
-HOLDS = select(tables.jobs.c.epoch).where(_HELD)
+HELD = select(tables.jobs.c.epoch).where(_HELD)
+_HOLDS = sql.Statement(HELD)
 
 
 def _renew_on_sqlite() -> Executable:
@@ -161,8 +162,7 @@ class Leases:
 
     async def is_held(self, owner: job_key.JobKey, epoch: int, node: str) -> bool:
         """Whether this node still holds the lease."""
-        async with self._database.read() as connection:
-            return (await connection.execute(HOLDS, held(owner, epoch, node))).first() is not None
+        return bool(await self._database.fetch(_HOLDS, held(owner, epoch, node)))
 
     async def to_stop(self, captures: Sequence[tuple[job_key.RecordingKey, int]]) -> set[tuple[job_key.RecordingKey, int]]:
         """Those of these captures, given by recording and epoch, that are asked to stop."""
@@ -181,5 +181,5 @@ class Leases:
 
 
 def held(owner: job_key.JobKey, epoch: int, node: str) -> dict[str, Any]:
-    """The parameters of HOLDS."""
+    """The parameters of HELD."""
     return {"at_owner": owner.text, "at_epoch": epoch, "at_node": node, "at_state": states.LEASED}

@@ -7,15 +7,16 @@ between delivers it again.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import BigInteger, LargeBinary, Select, bindparam, cast, func, or_, select, update
+from sqlalchemy import BigInteger, Column, LargeBinary, Select, String, Text, bindparam, cast, func, or_, select, update
 
 from events import codec, earlier
 from machine import changes, due_work
-from store import connections, database_time, saving, statements, tables
+from store import connections, database_time, saving, sql, statements, tables
 
 _MESSAGE = (tables.outbox.c.seq, tables.outbox.c.channel, tables.outbox.c.type, tables.outbox.c.node, tables.outbox.c.body)
 _UNSENT = select(*_MESSAGE).where(tables.outbox.c.sent_ms.is_(None)).order_by(tables.outbox.c.seq).limit(bindparam("limit"))
@@ -31,15 +32,19 @@ def _due(engine: str) -> Select[Any]:
         select(*named)
         .where(
             table.c.sent_ms.is_(None),
-            or_(table.c.claimed_until_ms <= database_time.NOW_MS, table.c.seq.in_(bindparam("ripe", expanding=True))),
-            *(column.not_in(bindparam(f"except_{name}", expanding=True)) for name, column in excepted.items()),
+            or_(table.c.claimed_until_ms <= database_time.NOW_MS, table.c.seq.in_(_listed("ripe", table.c.seq)[engine])),
+            *(column.not_in(_listed(f"except_{name}", column)[engine]) for name, column in excepted.items()),
         )
         .order_by(table.c.seq)
         .limit(bindparam("limit"))
     )
 
 
-_DUE = {engine: _due(engine) for engine in BODY}
+def _listed(parameter: str, column: Column[Any]) -> dict[str, Select[Any]]:
+    return statements.listed(parameter, Text() if isinstance(column.type, String) else BigInteger())
+
+
+_DUE = sql.Statement({engine: _due(engine) for engine in BODY})
 _UNCLAIMED = (
     select(tables.outbox.c.seq)
     .where(tables.outbox.c.sent_ms.is_(None), tables.outbox.c.claimed_until_ms < database_time.NOW_MS)
@@ -49,8 +54,12 @@ _UNCLAIMED = (
 )
 _LATER_MS = database_time.NOW_MS + bindparam("pause_ms", type_=BigInteger)
 _CLAIM = update(tables.outbox).where(tables.outbox.c.seq.in_(_UNCLAIMED)).values(claimed_until_ms=_LATER_MS).returning(*_MESSAGE)
-_POSTPONE = statements.updating(tables.outbox, "seq").where(tables.outbox.c.sent_ms.is_(None)).values(claimed_until_ms=_LATER_MS)
-_MARK_SENT = statements.updating(tables.outbox, "seq").values(sent_ms=database_time.NOW_MS, parked=bindparam("parked"))
+_POSTPONE = sql.Statement(
+    statements.updating(tables.outbox, "seq").where(tables.outbox.c.sent_ms.is_(None)).values(claimed_until_ms=_LATER_MS)
+)
+_MARK_SENT = sql.Statement(
+    statements.updating(tables.outbox, "seq").values(sent_ms=database_time.NOW_MS, parked=bindparam("parked"))
+)
 _MARK_ALL_SENT = (
     update(tables.outbox).where(tables.outbox.c.seq.in_(bindparam("seqs", expanding=True))).values(sent_ms=database_time.NOW_MS)
 )
@@ -78,8 +87,8 @@ class Outbox:
     async def unsent(self, limit: int = 100) -> list[due_work.OutboxMessage]:
         """The oldest unsent messages, oldest first."""
         async with self._database.read() as connection:
-            rows = (await connection.execute(_UNSENT, {"limit": limit})).all()
-        return [_message(r) for r in rows]
+            rows = (await connection.execute(_UNSENT, {"limit": limit})).mappings().all()
+        return [_message(dict(r)) for r in rows]
 
     async def due(
         self,
@@ -91,11 +100,10 @@ class Outbox:
         except_tasks: Collection[str] = (),
     ) -> list[due_work.OutboxMessage]:
         """The oldest unsent messages that are due, oldest first. `ripe` are due in any case."""
-        wanted: dict[str, Any] = {"limit": limit, "ripe": list(ripe)} | self._time.parameters()
-        wanted |= {"except_seqs": list(except_seqs), "except_types": list(except_types), "except_tasks": list(except_tasks)}
-        async with self._database.read() as connection:
-            rows = (await connection.execute(_DUE[connection.dialect.name], wanted)).all()
-        return [replace(_message(r), task_id=r.task_id, retried=r.retried) for r in rows]
+        given = {"ripe": ripe, "except_seqs": except_seqs, "except_types": except_types, "except_tasks": except_tasks}
+        wanted = {name: json.dumps(list(values)) for name, values in given.items()} | {"limit": limit} | self._time.parameters()
+        found = await self._database.fetch(_DUE, wanted)
+        return [replace(_message(r), task_id=r["task_id"], retried=r["retried"]) for r in found]
 
     async def release_all(self) -> None:
         """Make all unsent messages due, whatever claimed or postponed them: this process alone delivers them."""
@@ -108,8 +116,11 @@ class Outbox:
         """Make unsent messages due after a pause, by their numbers."""
         time = self._time.parameters()
         rows = [{"at_seq": seq, "pause_ms": pause_ms, **time} for seq, pause_ms in pauses_ms.items()]
-        async with self._database.write() as connection:
-            await connection.execute(_POSTPONE, rows)
+
+        def steps() -> sql.Steps[None]:
+            yield sql.Step(_POSTPONE, rows)
+
+        await self._database.run(steps)
 
     async def newest_seq(self) -> int:
         """The number of the newest message; 0 when there is none."""
@@ -121,8 +132,8 @@ class Outbox:
         that has not marked a message by then is considered dead, and the message can be claimed again."""
         claimed = {"limit": limit, "pause_ms": hold_ms} | self._time.parameters()
         async with self._database.write() as connection:
-            rows = (await connection.execute(_CLAIM, claimed)).all()
-        return [_message(r) for r in sorted(rows, key=lambda r: int(r.seq))]
+            rows = (await connection.execute(_CLAIM, claimed)).mappings().all()
+        return [_message(dict(r)) for r in sorted(rows, key=lambda r: int(r["seq"]))]
 
     async def release(self, seqs: Sequence[int]) -> None:
         """Give up the claims on messages that were not sent."""
@@ -133,8 +144,7 @@ class Outbox:
 
     async def mark_sent(self, seq: int, parked: str = "") -> None:
         """Mark a message as delivered, or as a dead letter for the reason `parked`."""
-        async with self._database.write() as connection:
-            await connection.execute(_MARK_SENT, {"at_seq": seq, "parked": parked} | self._time.parameters())
+        await self._database.fetch(_MARK_SENT, {"at_seq": seq, "parked": parked} | self._time.parameters())
 
     async def mark_all_sent(self, seqs: Sequence[int]) -> None:
         """Mark messages as delivered."""
@@ -149,6 +159,6 @@ class Outbox:
         self._changed.set()
 
 
-def _message(row: Any) -> due_work.OutboxMessage:
-    body = row.body if isinstance(row.body, bytes) else row.body.encode()
-    return due_work.OutboxMessage(seq=row.seq, channel=row.channel, type=row.type, node=row.node, body=body)
+def _message(row: Mapping[str, Any]) -> due_work.OutboxMessage:
+    body = row["body"] if isinstance(row["body"], bytes) else row["body"].encode()
+    return due_work.OutboxMessage(seq=row["seq"], channel=row["channel"], type=row["type"], node=row["node"], body=body)

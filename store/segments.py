@@ -46,7 +46,7 @@ def _active(table: Any, *key: str) -> sql.Statement:
 _SESSION_ACTIVE = _active(tables.sessions, "task_id")
 _RECORDING_ACTIVE = _active(tables.recordings, "id", "epoch")
 _PROGRESS = tuple(sorted(f.name for f in dataclasses.fields(capture_progress.CaptureProgress)))
-_OF_RECORDING = (
+_OF_RECORDING = sql.Statement(
     select(*(tables.segments.c[name] for name in rows.SEGMENT_FIELDS))
     .where(statements.matching(tables.segments, "recording_id"))
     .order_by(tables.segments.c.epoch)
@@ -103,6 +103,5 @@ class Segments:
 
     async def of_recording(self, recording: job_key.RecordingKey) -> list[segments.Segment]:
         """The segments of a recording in the order of their epochs."""
-        async with self._database.read() as connection:
-            found = (await connection.execute(_OF_RECORDING, {"at_recording_id": recording.text})).mappings().all()
+        found = await self._database.fetch(_OF_RECORDING, {"at_recording_id": recording.text})
         return [rows.segment(row) for row in map(dict, found)]

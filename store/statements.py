@@ -14,6 +14,7 @@ from sqlalchemy import (
     BindParameter,
     Delete,
     Insert,
+    Select,
     String,
     Table,
     Text,
@@ -36,6 +37,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.types import TypeEngine
 
 from machine import delivery, model, presence, states
 from store import database_time, jobs, tables
@@ -64,6 +66,13 @@ def updating(table: Table, *columns: str) -> Update:
 def deleting(table: Table, *columns: str) -> Delete:
     """A deletion of the rows whose columns equal their parameters."""
     return delete(table).where(matching(table, *columns))
+
+
+def listed(parameter: str, type_: TypeEngine[Any]) -> dict[str, Select[Any]]:
+    """The values of a parameter that is a JSON array, as a subquery on each engine: one text for any number of values."""
+    array: BindParameter[Any] = bindparam(parameter)
+    each = {"sqlite": func.json_each(array), "postgresql": func.json_array_elements_text(cast(array, postgresql.JSON))}
+    return {engine: select(cast(found.table_valued("value").c.value, type_)) for engine, found in each.items()}
 
 
 INSERT: dict[Table, Insert] = {table: insert(table) for table in tables.metadata.sorted_tables}

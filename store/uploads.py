@@ -9,12 +9,14 @@ from typing import Any
 from sqlalchemy import select
 
 from machine import job_key
-from store import connections, leases, statements, tables
+from store import connections, leases, sql, statements, tables
 
-_STATE = select(tables.uploads.c.body).where(statements.matching(tables.uploads, "recording_id"))
-_LOCK_LEASE = leases.HOLDS.with_for_update()
-_DELETE = statements.deleting(tables.uploads, "recording_id")
-_DELETE_UNLESS_SUPERSEDED = _DELETE.where(~statements.SUPERSEDED)
+_DELETED = statements.deleting(tables.uploads, "recording_id")
+_STATE = sql.Statement(select(tables.uploads.c.body).where(statements.matching(tables.uploads, "recording_id")))
+_LOCK_LEASE = sql.Statement(leases.HELD.with_for_update())
+_DELETE = sql.Statement(_DELETED)
+_DELETE_UNLESS_SUPERSEDED = sql.Statement(_DELETED.where(~statements.SUPERSEDED))
+_INSERT = statements.inserting(tables.uploads)
 
 
 class Uploads:
@@ -25,22 +27,23 @@ class Uploads:
 
     async def state(self, recording: job_key.RecordingKey) -> dict[str, Any] | None:
         """The state of an interrupted upload, or None."""
-        async with self._database.read() as connection:
-            row = (await connection.execute(_STATE, {"at_recording_id": recording.text})).first()
-        return json.loads(row.body) if row else None
+        found = await self._database.fetch(_STATE, {"at_recording_id": recording.text})
+        return json.loads(found[0]["body"]) if found else None
 
     async def save(self, recording: job_key.RecordingKey, epoch: int, node: str, body: Mapping[str, Any]) -> bool:
         """Save the state of a running upload. False: the lease was refused and nothing was written; stop the work."""
         row = {"recording_id": recording.text, "body": json.dumps(dict(body))}
-        async with self._database.write() as connection:
-            if (await connection.execute(_LOCK_LEASE, leases.held(recording, epoch, node))).first() is None:
+
+        def steps() -> sql.Steps[bool]:
+            if not (yield sql.Step(_LOCK_LEASE, [leases.held(recording, epoch, node)])):
                 return False
-            await connection.execute(_DELETE, {"at_recording_id": recording.text})
-            await connection.execute(statements.INSERT[tables.uploads], row)
-        return True
+            yield sql.Step(_DELETE, [{"at_recording_id": recording.text}])
+            yield sql.Step(_INSERT, [row])
+            return True
+
+        return await self._database.run(steps)
 
     async def delete(self, recording: job_key.RecordingKey, epoch: int) -> None:
         """Delete the state of the upload of `epoch`, unless a newer epoch has started. Idempotent. The lease is not checked: it
         may have ended with the outcome that was just published."""
-        async with self._database.write() as connection:
-            await connection.execute(_DELETE_UNLESS_SUPERSEDED, {"at_recording_id": recording.text, "at_epoch": epoch})
+        await self._database.fetch(_DELETE_UNLESS_SUPERSEDED, {"at_recording_id": recording.text, "at_epoch": epoch})
