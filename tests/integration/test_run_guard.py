@@ -73,7 +73,7 @@ def first_child(pid: int) -> int:
     [
         (backends.EMBEDDED, FRONT, ()),
         (backends.EMBEDDED, WATCHER, ()),
-        (backends.DISTRIBUTED, RUN, ()),
+        (backends.EMBEDDED, RUN, ()),
         (backends.DISTRIBUTED, RUN, ("-n", "1")),
     ],
 )
