@@ -130,7 +130,9 @@ class Placement:
                 self.repeated[kind] = self.tracks.pop(kind)
 
     def _repeats(self, kind: int, run: track_clock.Run, earlier: Placement) -> bool:
-        return run.is_burst and self.packets.repeat(earlier.packets, kind, run.packets)
+        """Whether it came in a burst, so that its arrival is no clock, and the earlier segment has it."""
+        burst = run.stretches[-1].latest_ms - run.stretches[0].begin_ms < run.stretches[-1].ends_ms / 2
+        return burst and self.packets.repeat(earlier.packets, kind, run.packets)
 
     def _live_ms(self, kind: int, tag_ms: int) -> float | None:
         """When the latest packet with this tag was live."""

@@ -34,22 +34,18 @@ _LATE_MS = 200.0
 STOOD_MS = 200.0
 # The usual distance of pictures follows the present one, and a single pause moves it little.
 _LEARN, _MOST_LEARNT = 0.1, 3
-# After this time it is known: later pictures must not move the first ones.
-SETTLED_MS = 60_000
+SETTLED_MS = 60_000  # then it is known: later pictures must not move the first ones
 # The last picture is shown for as long as those before it were, but who knows when a still screen would have changed.
 _LAST_PICTURES, _LONGEST_LAST_MS = 9, 1_000
 WINDOW_MS = 2_000.0
 ENVELOPE_MS = 120_000.0
 _LOOK_MS = 30_000.0
-# A hostile stream begins a stretch with each packet: only so many are looked at for the next one.
-_MOST_LOOKED = 200
+_MOST_LOOKED = 200  # a hostile stream begins a stretch with each packet
 # Arrivals of many packets give their envelope this exactly; those of a few packets less.
 _EXACT_MS, _ROUGH_MS, _FEW = 120.0, 300.0, 6
-# A claim that lies this close to the envelope needs no better one.
-_NOISE_MS = 40.0
+_NOISE_MS = 40.0  # a claim that is so close to the envelope needs no better one
 _DRIFT = 0.0003  # three in ten thousand; quartzes differ by a tenth of that
-_MOST_STRETCHES = 200_000
-_MOST_KNOTS = 200_000
+_MOST_STRETCHES = _MOST_KNOTS = 200_000
 _USUAL_FRAME_MS = 40.0
 # A hole in audio, or a step back, moves all packets behind it; jitter moves one, and that of pictures is larger.
 _LOOK_AHEAD, _LOOK_AHEAD_OF_AUDIO = 5, 2
@@ -70,7 +66,7 @@ class Stretch:
     damaged: bool
     counted: bool
     begin_ms: float  # arrival of the first packet
-    latest_ms: float  # arrival of the last packet
+    latest_ms: float = 0.0  # arrival of the last packet
     standing: bool = False
     length_ms: float = 0.0
     packets: int = 0
@@ -110,11 +106,6 @@ class Run:
     def packets(self) -> int:
         """How many packets it has."""
         return sum(stretch.packets for stretch in self.stretches)
-
-    @property
-    def is_burst(self) -> bool:
-        """Whether its packets came much faster than they last, so that their arrivals are no clock."""
-        return self.stretches[-1].latest_ms - self.stretches[0].begin_ms < self.stretches[-1].ends_ms / 2
 
 
 # Not frozen, as flv.Tag is not.
@@ -266,7 +257,6 @@ class TrackClock:
             damaged=packet.damaged,
             counted=packet.packet_ms is not None,
             begin_ms=packet.arrived_ms,
-            latest_ms=packet.arrived_ms,
             standing=packet.packet_ms is None and bool(self._stretches) and not late and packet.tag_ms == self._tag_ms,
         )
         if self._stretches and self._stretches[-1].packets == 1:
@@ -306,9 +296,12 @@ def _grouped(stretches: list[Stretch]) -> Iterator[list[Stretch]]:
             run = [stretch]
             continue
         before = run[-1]
-        shift_ms = _least_ms(stretches, number) - _tail_ms(run) - before.length_ms - before.at_ms
+        level_ms = _tail_ms(run) + before.ends_ms
+        shift_ms = _least_ms(stretches, number) - level_ms
         # shift_ms: how much later than the end of the stretch before the arrivals put this one.
         claimed_ms = _claimed_ms(stretch, before, shift_ms)
+        if claimed_ms is None and shift_ms > 0:
+            claimed_ms = _held_back_ms(stretches, number, level_ms)
         if claimed_ms is None:
             yield run
             stretch.at_ms = 0.0
@@ -357,6 +350,25 @@ def _least_ms(stretches: list[Stretch], number: int) -> float:
             least_ms = min(least_ms, delay_ms - ahead_ms)
         ahead_ms += stretch.length_ms
     return least_ms
+
+
+def _held_back_ms(stretches: list[Stretch], number: int, level_ms: float) -> float | None:
+    """The distance from the stretch before, if the network held a stretch back: one behind it is as early again as those before,
+    by its tags or directly behind. None: it came when it was live."""
+    held, by_end_ms = stretches[number], stretches[number].length_ms
+    by_tags_ms = held.claimed_ms + held.length_ms
+    for stretch in stretches[number + 1 : number + _MOST_LOOKED]:
+        if stretch.begin_ms - held.begin_ms > _LOOK_MS:
+            break
+        by_tags_ms += stretch.claimed_ms
+        least_ms = min(delay_ms for _, delay_ms in stretch.knots) - level_ms
+        if abs(least_ms - by_tags_ms) <= _EXACT_MS:
+            return held.claimed_ms
+        if abs(least_ms - by_end_ms) <= _EXACT_MS:
+            return 0.0
+        by_tags_ms += stretch.length_ms
+        by_end_ms += stretch.length_ms
+    return None
 
 
 def _timed(stretches: list[Stretch]) -> Run:

@@ -271,6 +271,23 @@ async def test_a_configuration_that_comes_late_serves_the_packets_before_it(tmp_
     assert len(times(tags, flv.AUDIO)) == pytest.approx(8_000 / SOUND_MS, abs=2)
 
 
+@pytest.mark.parametrize(("hole_ms", "step_ms"), [(0, -70), (400, 0), (0, 600)])
+@pytest.mark.parametrize("held_ms", [400, 2_500])
+async def test_media_that_the_network_holds_back_is_where_it_was_live(
+    tmp_path: Path, hole_ms: int, step_ms: int, held_ms: int
+) -> None:
+    """Nothing is lost and nothing moves when the tags step, or sound is missing, while packets are held back."""
+    sent = [*sounds(0, 6_000), *sounds(6_000 + hole_ms, 12_000, ahead_ms=step_ms)]
+    free_ms = 5_700 + held_ms
+    held = [(tag, free_ms if 5_700 <= at < free_ms else at) for tag, at in sent]
+    segment = written(tmp_path / "1.flv", held)
+    found = survey.survey([segment], "00")
+    assert (found.gaps, live(found)) == ([], [pytest.approx((0, 12_000), abs=80)])
+    played = {tag.payload: tag.timestamp_ms for tag in await joined(found, [segment], tmp_path)}
+    moved = {at: played.get(tag.payload) for tag, at in sent if abs(played.get(tag.payload, 0) - at) > 130}
+    assert moved == {}
+
+
 def cached(tags: Iterable[Arrived], at_ms: float) -> list[Arrived]:
     """Packets that a server sends again at once."""
     return [(tag, at_ms) for tag, _ in tags]
