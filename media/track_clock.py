@@ -41,8 +41,7 @@ WINDOW_MS = 2_000.0
 ENVELOPE_MS = 120_000.0
 _LOOK_MS = 30_000.0
 _MOST_LOOKED = 200  # a hostile stream begins a stretch with each packet
-# Arrivals of many packets give their envelope this exactly; those of a few packets less.
-_EXACT_MS, _ROUGH_MS, _FEW = 120.0, 300.0, 6
+_EXACT_MS, _ROUGH_MS, _FEW = 120.0, 300.0, 6  # how exactly arrivals of many packets give their envelope, and those of a few
 _NOISE_MS = 40.0  # a claim that is so close to the envelope needs no better one
 _DRIFT = 0.0003  # three in ten thousand; quartzes differ by a tenth of that
 _MOST_STRETCHES = _MOST_KNOTS = 200_000
