@@ -356,7 +356,7 @@ def _held_back_ms(stretches: list[Stretch], number: int, level_ms: float) -> flo
     by its tags or directly behind. None: it came when it was live."""
     held, by_end_ms = stretches[number], stretches[number].length_ms
     by_tags_ms = held.claimed_ms + held.length_ms
-    for stretch in stretches[number + 1 : number + _MOST_LOOKED]:
+    for stretch in stretches[number + 1 : number + _MOST_LOOKED // 4]:
         if stretch.begin_ms - held.begin_ms > _LOOK_MS:
             break
         by_tags_ms += stretch.claimed_ms
