@@ -131,7 +131,8 @@ class GrowingFragments:
         for number, track in self._tracks.items() if end_bytes else ():
             end = end_bytes, round((duration_ms - track.begin_ms) * track.timescale / 1000)
             index = [*((offset, times[number]) for offset, times in indexed), end]
-            tail = _sidx(number, track.timescale, index, len(tail)) + tail
+            begin = round(track.begin_ms * track.timescale / 1000)
+            tail = _sidx(number, track.timescale, max(0, index[0][1] + begin), index, len(tail)) + tail
         free = self.first_bytes - len(head) - len(tail)
         if free < _HEAD.size:
             raise errors.TranscodeFailed("The head of the growing file is too long.", reason=Reason.FFMPEG_FAILED, retry=True)
@@ -227,9 +228,10 @@ def _with_duration(movie: bytes, duration_ms: float) -> bytes:
     return _HEAD.pack(_HEAD.size + len(content), b"moov") + content
 
 
-def _sidx(number: int, timescale: int, index: Sequence[tuple[int, int]], between_bytes: int) -> bytes:
-    """The index of the fragments, the last of which is their end; `between_bytes` are before the first one."""
-    head = struct.pack(">IIIQQHH", 1 << 24, number, timescale, index[0][1], between_bytes, 0, len(index) - 1)
+def _sidx(number: int, timescale: int, begin: int, index: Sequence[tuple[int, int]], between_bytes: int) -> bytes:
+    """The index of the fragments, the last of which is their end; `between_bytes` are before the first one. `begin` is when it is
+    shown: with another one, ffmpeg looks for some positions from the beginning of the file on."""
+    head = struct.pack(">IIIQQHH", 1 << 24, number, timescale, begin, between_bytes, 0, len(index) - 1)
     entries = b"".join(
         struct.pack(">III", to_bytes - from_bytes, max(0, to_time - from_time), _BEGINS_WITH_KEY)
         for (from_bytes, from_time), (to_bytes, to_time) in itertools.pairwise(index)

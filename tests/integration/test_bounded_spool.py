@@ -107,8 +107,7 @@ class Bounded:
         return self._server.objects[target.key]
 
 
-async def _unsaved(_: object) -> None:
-    return
+async def _unsaved(_: object) -> None: ...
 
 
 def used_bytes(folder: Path) -> int:
@@ -165,7 +164,9 @@ async def test_the_spool_stays_small_and_the_object_is_whole(
     path.write_bytes(data)
     for kind in "av" if mode == "02" else "a":  # the last packet of sound may be cut
         assert decoded(path, kind)[:-1] == decoded(whole.path, kind)[:-1]
-    assert replace(made.stored(1), size_bytes=0, crc64="") == replace(whole.stored(1), size_bytes=0, crc64="")
+    told = replace(made.stored(1), size_bytes=0, crc64="", duration_ms=whole.duration_ms)
+    assert told == replace(whole.stored(1), size_bytes=0, crc64="")
+    assert made.duration_ms == pytest.approx(whole.duration_ms, abs=50)  # ffmpeg reads another index
     if mode == "02":
         assert data.index(b"moov") < data.index(b"sidx") < data.index(b"moof")
 
@@ -312,8 +313,7 @@ async def test_a_killed_follower_leaves_two_objects(tmp_path: Path, server: scri
     assert sum(entry["Duration"] for entry in entries) == pytest.approx(250, abs=1)
 
 
-async def _nothing(_: dict[str, Any]) -> None:
-    return
+async def _nothing(_: dict[str, Any]) -> None: ...
 
 
 async def test_a_slow_cos_never_stops_a_capture(
