@@ -15,13 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from machine import capture_progress, failpoints
 from machine.reasons import Reason
 from media import ffmpeg_log, file_threads, spool
-
-log = structlog.get_logger()
 
 REFUSED_FOR_GOOD_DETAIL = (
     "The server refused this UserSig or account: the UserSig may have expired or be another user's, or the application "
@@ -128,7 +124,6 @@ class Capture(abc.ABC):
             self._spawned.set()
         reason, detail = self._verdict or (Reason.ERROR, "The capture ended without a reason.")
         detail = self._redact(detail)
-        log.info("capture.ended", reason=reason, detail=detail, media_ms=self.progress.media_ms)
         return capture_progress.CaptureExit(reason=reason, detail=detail, progress=self.progress)
 
     def _end(self) -> None:

@@ -72,7 +72,8 @@ class Execution:
         ended = await capture.wait()
         await asyncio.gather(*job.publishing)
         failpoints.hit("segment.close.before")
-        log.info("capture.ended", owner=job.owner, epoch=job.epoch, reason=ended.reason, media_ms=ended.progress.media_ms)
+        said = {"reason": ended.reason, "detail": ended.detail, "media_ms": ended.progress.media_ms}
+        log.info("capture.ended", owner=job.owner, epoch=job.epoch, **said)
         await self._examine(ended.reason, ended.detail)
         handed_over = job.handed_over and not job.stop_requested and ended.reason == Reason.STOPPED
         reason = Reason.NODE_STOPPING if handed_over else ended.reason
