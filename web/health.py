@@ -37,7 +37,8 @@ def router(api: dependencies.Api, watch: attention_watch.AttentionWatch) -> fast
         responses=openapi.failures(503, anywhere=(500,)),
     )
     async def readyz(request: fastapi.Request) -> fastapi.Response:
-        reasons = [*api.ready(), *await _database(api)]
+        # The database first: what else does not work is often for its sake.
+        reasons = [*await _database(api), *api.ready()]
         if reasons:
             raise errors.Unavailable(" ".join(reasons))
         answer = responses.ok(request, {"Status": "ready"})
