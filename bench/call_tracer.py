@@ -2,7 +2,7 @@
 
     PYTHON bench/call_tracer.py TREE OUTPUT COMMAND [ARGUMENT ...]
 
-Rule: it runs inside the tree under test, with that tree's Python. So it uses the standard library, FastAPI and the few names that
+Rule: it runs inside the tree under test, with that tree's Python. So it uses the standard library, uvicorn and the few names that
 no reorganization changes: `service.main`, the folder `handlers`, and an event's `type` and `subject`.
 
 A path begins in one of two places. An HTTP path begins when the application receives a request with the header
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextvars
 import dis
+import functools
 import importlib
 import inspect
 import itertools
@@ -28,7 +29,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-import fastapi
+import uvicorn
 
 HEADER = b"x-measured-path"
 EXIT_EVENT = "ffmpeg-exit"
@@ -77,22 +78,26 @@ class Tracer:
 
     def install(self) -> None:
         """Profile this thread, every later thread, and the requests that carry the header."""
-        receive_request = fastapi.FastAPI.__call__
+        load = uvicorn.Config.load
 
-        async def call(app: fastapi.FastAPI, scope: Any, receive: Any, send: Any) -> None:
-            path = dict(scope.get("headers", ())).get(HEADER, b"").decode()
-            span = Span(path) if path else None
-            token = self._span.set(span)
-            try:
-                await receive_request(app, scope, receive, send)
-            finally:
-                self._span.reset(token)
-                if span is not None:
-                    span.end(self)
+        def load_traced(config: uvicorn.Config) -> None:
+            load(config)
+            config.loaded_app = functools.partial(self._serve, config.loaded_app)
 
-        fastapi.FastAPI.__call__ = call  # type: ignore[method-assign, assignment]
+        uvicorn.Config.load = load_traced  # type: ignore[method-assign]
         threading.setprofile(self._profile)
         sys.setprofile(self._profile)
+
+    async def _serve(self, app: Any, scope: Any, receive: Any, send: Any) -> None:
+        path = dict(scope.get("headers", ())).get(HEADER, b"").decode()
+        span = Span(path) if path else None
+        token = self._span.set(span)
+        try:
+            await app(scope, receive, send)
+        finally:
+            self._span.reset(token)
+            if span is not None:
+                span.end(self)
 
     def folder(self, file: str) -> str:
         """The top-level folder of a file of the tree, "" for any other file."""

@@ -103,7 +103,7 @@ class Child:
         """Let more bytes wait for the process: each wakes it less often. Without effect where the system or the loop refuses."""
         pipe = self.stdin.get_extra_info("pipe")
         if pipe is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # ValueError: closed, because the process has ended
                 fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     async def wait(self) -> int:

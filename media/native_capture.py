@@ -73,10 +73,10 @@ class NativeCapture(capture.Capture):
         pulling = asyncio.create_task(self._pull.run(self._take), name=f"pull {spec.path.name}")
         pulling.add_done_callback(lambda _: self._news.set())
         segment_writer.SHARED.add(writer)
-        failpoints.hit("capture.spawn.after")
-        log.info("capture.spawned", segment=spec.path.name, native=True)
-        self._spawned.set()
         try:
+            failpoints.hit("capture.spawn.after")
+            log.info("capture.spawned", segment=spec.path.name, native=True)
+            self._spawned.set()
             while self._verdict is None:
                 await self._next_news()
                 self._verdict = self._decide(pulling)

@@ -107,8 +107,7 @@ class Run:
         return sum(stretch.packets for stretch in self.stretches)
 
 
-# Not frozen, as flv.Tag is not.
-@dataclass(slots=True)
+@dataclass(slots=True)  # not frozen, as flv.Tag is not
 class _Packet:
     tag_ms: int
     arrived_ms: float

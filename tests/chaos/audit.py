@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -227,10 +227,8 @@ def strays(folder: str, nodes: set[int]) -> list[str]:
             captures += [(pid, Path(file)) for file in sorted(files) if file.startswith(f"{folder}/")]
     living = nodes & {*parents}
     found = [f"{pid} captures {file.name} for no node" for pid, file in captures if not {pid, parents[pid]} & living]
-    recorded = [(file.parent.parent.name, file.parent.name) for _, file in captures]
-    return found + [
-        f"{each} is captured {recorded.count(each)} times" for each in sorted(set(recorded)) if recorded.count(each) > 1
-    ]
+    recorded = Counter(file.parts[-3:-1] for _, file in captures)
+    return found + [f"{pid} captures {file}, and not alone" for pid, file in captures if recorded[file.parts[-3:-1]] > 1]
 
 
 def _orphans(scope: Scope) -> list[str]:
