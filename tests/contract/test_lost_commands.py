@@ -210,10 +210,10 @@ async def test_a_lost_stop_beside_a_conflict(node: Node, monkeypatch: pytest.Mon
     monkeypatch.setattr(node.store.segments, "note_progress", lost)
     node.clock.advance(1_000)
     capture.progress = dataclasses.replace(capture.progress, media_ms=6_000, last_packet_ms=node.clock())
+    await waiting.until(lambda: conflicts, what="a lost deadlock")
     await node.say("stop", TaskId=node.task_id)
     await lose_messages(node.store)
     await waiting.until(lambda: capture.stopped, what="the capture to end")
-    assert conflicts
 
 
 async def test_a_stop_of_another_epoch(node: Node) -> None:

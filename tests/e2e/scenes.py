@@ -123,9 +123,10 @@ def gaps(entry: Any) -> list[Any]:
 
 
 def check_together(found: content.Content, entry: Any) -> None:
-    """Each beep has its flash, except in the second after a seam: a picture starts with its next key frame, sound at once."""
+    """Each beep has its flash, except at a seam: the last sound may come before its picture, and in the second after it a picture
+    starts with its next key frame, sound at once."""
     seams_s = [0.0, *(gap["At"] for gap in entry["Gaps"])]
-    judged = tuple(beep for beep in found.beeps_s if not any(0 <= beep - seam <= 1.1 for seam in seams_s))
+    judged = tuple(beep for beep in found.beeps_s if not any(-0.3 <= beep - seam <= 1.1 for seam in seams_s))
     assert len(judged) >= 2, (found.beeps_s, seams_s)
     # `content.check_together` skips the first and the last beep.
     content.check_together(dataclasses.replace(found, beeps_s=(0.0, *judged)))
