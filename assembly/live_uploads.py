@@ -132,6 +132,7 @@ class LiveUploads:
                 reason, detail = type(error).__name__, str(error)
             except Exception:
                 log.exception("upload.live_failed", recording=recording)
+                continue
             if reason and reason != known:
                 log.warning("upload.live_failed", recording=recording, reason=reason, detail=detail)
             elif known and not reason:

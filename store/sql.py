@@ -69,7 +69,7 @@ class Step(NamedTuple):
 
 
 def packed(rows: Sequence[Row]) -> Sequence[Row]:
-    """The rows as the one parameter of a statement over `statements.given`, which then runs once for all of them."""
+    """The rows as the one parameter of a statement that unpacks them (`_given` in store/statements.py) and runs once for all."""
     return [{"rows": json.dumps(rows)}] if rows else ()
 
 

@@ -13,6 +13,7 @@ import structlog
 
 from assembly import live_uploads
 from machine import errors
+from machine.reasons import Reason
 from tencent import cos, cos_requests, cos_upload, file_parts, live_upload
 from tests import scrapes, waiting
 from tests.integration import scripted_cos
@@ -184,3 +185,25 @@ async def test_the_log_tells_once_that_cos_is_away_and_back(growing: Growing, se
     told = [(line["event"], line["log_level"]) for line in lines if line["event"].startswith("upload.live")]
     assert told == [("upload.live_failed", "warning"), ("upload.live_resumed", "info")]
     assert server.operations.count("part") == 42
+
+
+async def test_an_unexpected_error_is_no_return_of_cos(
+    growing: Growing, server: scripted_cos.Cos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COS is away before and after an error that nobody expected: the log tells it away once, and back once."""
+    away = errors.UploadFailed("COS is away.", reason=Reason.MISMATCH, retry=True)
+    looks: list[Exception | None] = [away, ValueError("unexpected"), away, None]
+
+    async def look(*_: object) -> None:
+        if looks and (error := looks.pop(0)) is not None:
+            raise error
+
+    await growing.grow(0)
+    monkeypatch.setattr(live_upload.LiveUpload, "look", look)
+    uploads = live_uploads.LiveUploads(look_every_s=0.01)
+    with structlog.testing.capture_logs() as lines:
+        uploads.begin("T/al/1", growing.live, scripted_cos.target(server), growing._connect)
+        await waiting.until(lambda: not looks and any(line["event"] == "upload.live_resumed" for line in lines))
+    await uploads.drop("T/al/1")
+    told = [line["log_level"] for line in lines if line["event"].startswith("upload.live")]
+    assert told == ["warning", "error", "info"]
