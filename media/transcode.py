@@ -4,7 +4,8 @@ Steps: survey the segments, feed them as one stream to one ffmpeg, verify its ou
 name: `*.part` → fsync → rename → fsync of the folder. A copy that fails verification is encoded instead, before the transcode
 fails.
 
-Rules: only a verified file has the output's name; cancellation kills ffmpeg and removes the part; only one chunk is in memory.
+Rules: only a verified file has the output's name; cancellation kills ffmpeg and removes the part; only one chunk is in memory;
+ffmpeg has a lower priority than the captures of its node.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from media.survey import Gap as Gap
 log = structlog.get_logger()
 
 _CHUNK_BYTES = 1 << 18
+# Captures and decisions come first: encoders have more threads than a node has CPUs.
+_NICENESS = "5"
 # No session is that long; without a limit, a stream whose timestamps run ahead could keep an encoder busy forever.
 _LONGEST_MS = 31 * 24 * 3_600_000
 
@@ -164,7 +167,7 @@ class Transcoder:
         fillings = [filling for kind in filled for filling in found.fillings(kind)]
         joined = joiner.Joiner(segments, found.kinds, fillings=fillings, placed=found.placed, silences=silences)
         input_bytes = await file_threads.BULK.run(size_in_all, segments)
-        run = FfmpegRun(argv, resource_limits.transcode(input_bytes))
+        run = FfmpegRun([resource_limits.tool("nice"), "-n", _NICENESS, *argv], resource_limits.transcode(input_bytes))
         log.info(
             "transcode.spawning", copied=sorted(chosen.copied), encoded=sorted(chosen.encoded), duration_ms=found.duration_ms
         )

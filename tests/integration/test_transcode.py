@@ -237,12 +237,15 @@ async def test_a_live_room_with_a_late_camera_is_recorded_completely(tmp_path: P
 
 
 async def test_a_cancelled_transcode_leaves_neither_process_nor_part(tmp_path: Path) -> None:
-    """A cancelled transcode ends only after its process has ended and the partial file is removed."""
+    """A cancelled transcode ends only after its process has ended and the partial file is removed. While it runs, captures have
+    the higher priority."""
     pid_file = tmp_path / "pid"
     binary = _script(tmp_path / "ffmpeg", f"echo $$ > {pid_file}; exec sleep 60")
     segments = [_segment(tmp_path / "1.flv", _cut(None, 0, 2_000))]
     task = asyncio.create_task(Transcoder(binary).transcode(segments, "02", tmp_path / "a.mp4"))
     await waiting.until(lambda: pid_file.exists() and pid_file.read_text().strip())
+    niceness = [os.getpriority(os.PRIO_PROCESS, pid) for pid in (0, int(pid_file.read_text()))]
+    assert niceness[1] == min(19, niceness[0] + 5)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
