@@ -7,7 +7,8 @@ segment and ends with the verified object; decisions and messages are not in it.
 last seconds come when the follower and its upload have nothing left to do, as in real time. `cpu_ms` is the CPU of the follower
 and its ffmpeg per second of media, while the recording runs. `peak_mb` is the most that the recording took of the disk. On a
 bounded spool (`--ways bounded`) the media comes only as fast as it is joined and sent, as a live stream does. With `--compare`
-the files of both ways are also decoded and compared, and the followed one is played (`bench/whole_file.py`).
+the files of both ways are also decoded and compared, and the followed one is played (`bench/whole_file.py`). With
+`--camera-after` the pictures begin so many seconds later than the sound, so they have to be encoded.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=list(MINUTES))
     parser.add_argument("--modes", choices=MODES, nargs="+", default=list(MODES))
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=list(WAYS[:2]))
+    parser.add_argument("--camera-after", type=float, default=0, help="seconds of sound before the first picture")
     parser.add_argument("--folder", type=Path, default=Path("var"))
     parser.add_argument("--compare", action="store_true", help="compare the files of both ways, and play one")
     parser.add_argument("--write", action="store_true", help="write bench/results/finish.json")
@@ -66,6 +68,7 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     quiet = noise.Noise()
     tags = source.encoded(given.folder)
+    camera_ms = round(given.camera_after * 1000)
     rows: list[dict[str, Any]] = []
     wrong: list[str] = []
     with cos() as port:
@@ -74,7 +77,7 @@ def main() -> None:
                 for way in given.ways:
                     with tempfile.TemporaryDirectory(prefix="bench-", dir=given.folder.absolute()) as folder:
                         kept = given.folder / f"{way}.{MODES[mode].lower()}" if given.compare else None
-                        row = asyncio.run(measure(tags, minutes, mode, way, Path(folder), port, kept))
+                        row = asyncio.run(measure(tags, minutes, mode, way, Path(folder), port, kept, camera_ms))
                     rows.append(row)
                     print(json.dumps(row), file=sys.stderr, flush=True)
                 if given.compare:
@@ -113,7 +116,14 @@ def cos(mb_per_s: float = cos_sink.MB_PER_S) -> Iterator[int]:
 
 
 async def measure(
-    tags: list[flv.Tag], minutes: float, mode: str, way: str, folder: Path, port: int, kept: Path | None = None
+    tags: list[flv.Tag],
+    minutes: float,
+    mode: str,
+    way: str,
+    folder: Path,
+    port: int,
+    kept: Path | None = None,
+    camera_ms: int = 0,
 ) -> dict[str, Any]:
     """One row. The finished file is moved to `kept`."""
     environ = {"HOME": str(folder), "FOLLOW": str(way == "following"), "COS_ENDPOINT": f"http://127.0.0.1:{port}"}
@@ -131,7 +141,7 @@ async def measure(
         await work.bound_spool(space)
     await work.uploader.start()
     try:
-        row = {"minutes": minutes, "file": MODES[mode], "way": way} | await _record(work, place, tags, minutes, mode)
+        row = {"minutes": minutes, "file": MODES[mode], "way": way} | await _record(work, place, tags, minutes, mode, camera_ms)
         if kept is not None:
             place.output_path(TASK, "al", 1, mode, 2).replace(kept)
         return row
@@ -143,7 +153,7 @@ async def measure(
 
 
 async def _record(
-    work: node_work.NodeWork, place: spool.Spool, tags: list[flv.Tag], minutes: float, mode: str
+    work: node_work.NodeWork, place: spool.Spool, tags: list[flv.Tag], minutes: float, mode: str, camera_ms: int
 ) -> dict[str, float]:
     recording = examples.recording(TASK, mode=mode)
     job = due_work.Assignment(session=examples.session(TASK), recording=recording, secrets=examples.SECRETS)
@@ -151,7 +161,8 @@ async def _record(
     work.capture(job, 1, lambda _: None)
     ends_ms = round(minutes * 60_000)
     disk = asyncio.create_task(_peak_mb(place.root))
-    written = write(segment, tags, ends_ms, BEGAN_MS, _BOUNDED_FED_MS if work.bound_bytes else FED_MS)
+    fed_ms = _BOUNDED_FED_MS if work.bound_bytes else FED_MS
+    written = write(segment, tags, ends_ms, BEGAN_MS, fed_ms, camera_ms)
     for at_ms in written:
         await (_joined(segment.parent, at_ms) if work.bound_bytes else asyncio.sleep(0.01))
         if at_ms >= ends_ms - LAST_MS:
@@ -225,9 +236,11 @@ async def _caught_up(pids: list[int], work: node_work.NodeWork) -> None:
         before = now
 
 
-def write(path: Path, tags: list[flv.Tag], ends_ms: int, began_ms: int, fed_ms: int = FED_MS) -> Iterator[int]:
-    """Write a segment of the repeated stream that began at `began_ms` (Unix ms), each packet arriving at its time; yields how far
-    it has come."""
+def write(
+    path: Path, tags: list[flv.Tag], ends_ms: int, began_ms: int, fed_ms: int = FED_MS, camera_ms: int = 0
+) -> Iterator[int]:
+    """Write a segment of the repeated stream that began at `began_ms` (Unix ms), each packet arriving at its time, pictures from
+    `camera_ms` on; yields how far it has come."""
     sent_ms = 0
     with path.open("ab") as file, arrival_index.path_of(path).open("ab") as index:
         file.write(flv.header(audio=True, video=True))
@@ -239,6 +252,8 @@ def write(path: Path, tags: list[flv.Tag], ends_ms: int, began_ms: int, fed_ms: 
                 index.flush()
                 sent_ms = at_ms
                 yield at_ms
+            if tag.kind == flv.VIDEO and tag.is_media and at_ms < camera_ms:
+                continue
             file.write(flv.encode(tag.kind, at_ms, tag.payload))
             index.write(arrival_index.record(at_ms, tag.kind, len(tag.payload)))
 

@@ -34,6 +34,8 @@ LOOK_EVERY_S = 5.0
 IDLE_S = 3_600.0
 # Others wait while a recording reads hours again, but not all of them if its ffmpeg stands still. Ends do not wait.
 _LOOKS, _LATER_S = 4, 0.2
+# One for each CPU of the node, as there are processes. An encoder takes a fifth of a CPU for each stream of 720p, or more.
+_ENCODERS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +114,7 @@ def main() -> None:
 async def _run(answers: BinaryIO) -> None:
     stream = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), sys.stdin)
-    looks, decoder = asyncio.Semaphore(_LOOKS), verify.Decoder()
+    looks, decoder, encoders = asyncio.Semaphore(_LOOKS), verify.Decoder(), asyncio.Semaphore(_ENCODERS)
     told: dict[int, asyncio.Queue[Any]] = {}
     tasks: set[asyncio.Task[None]] = set()
 
@@ -124,7 +126,7 @@ async def _run(answers: BinaryIO) -> None:
     while (message := await read(stream)) is not None:
         if isinstance(message, Begin):
             told[message.number] = asyncio.Queue()
-            recording = following.Following(message.ffmpeg, message.mode, message.part, decoder=decoder)
+            recording = following.Following(message.ffmpeg, message.mode, message.part, decoder=decoder, encoders=encoders)
             task = asyncio.create_task(_follow(message, recording, told[message.number], looks, answer))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -191,8 +193,8 @@ async def _finished(
                 continue
             async with looks:
                 grown = await _look(recording, begin)
-            look_s = time.monotonic() + look_every_s
-            if grown:
+            look_s = time.monotonic() + (_LATER_S if recording.behind else look_every_s)
+            if grown or recording.behind:
                 grown_s = look_s
             continue
         if isinstance(message, Finish):

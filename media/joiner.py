@@ -18,7 +18,6 @@ from machine import alignment
 from media import codecs, file_threads, filling, flv, layout, placement, rest, silence, sound, timeline, video_headers
 
 CHUNK_BYTES = 1 << 20
-_FILL_BYTES = 512 << 10
 _OVERLAP_MS = 300
 # A packet this much behind the one before is one that was sent again, and no jitter of its tag.
 _REPEATED_MS = 100
@@ -26,10 +25,6 @@ _LEARN, _LEAST_SPACING, _MOST_SPACED_MS = 0.1, 0.98, 80
 # A segment's first packet may be this much older than its arrival: servers begin with the media since the last key frame.
 BURST_MS = 3_000
 _DRIFT = 1_000  # one in a thousand, more than any quartz drifts
-
-
-# The kind of a track and one of its codecs.
-_Key = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,22 +156,29 @@ class Joiner:
         self._segments = tuple(segments)
         self._kinds = kinds
         self._more = more
-        keyed = {(each.kind, each.codec): each for each in fillings}
-        self._due = {key: each.times() for key, each in keyed.items()}
-        self._next_ms = {key: next(times, None) for key, times in self._due.items()}
-        self._latest: dict[_Key, tuple[bytes | None, bytes]] = {key: (f.header, f.packet) for key, f in keyed.items()}
-        self._headers: dict[_Key, bytes] = {}
-        self._pending: dict[_Key, bytes] = {}
-        self._written_ms: dict[_Key, int] = {}
-        self._filled: set[_Key] = set()
+        self._headers: dict[filling.Key, bytes] = {}
+        self._pending: dict[filling.Key, bytes] = {}
+        self._written_ms: dict[filling.Key, int] = {}
+        self._filled: set[filling.Key] = set()
+        self._due = filling.Schedule(fillings)
         self._limits = limits_ms(self._segments)
         self._placed = tuple(placed) or (None,) * len(self._segments)
         self._silences = silences
-        self._held: tuple[_Key, int, float, bytes] | None = None  # a picture: its track, tag, place and payload
+        self._held: tuple[filling.Key, int, float, bytes] | None = None  # a picture: its track, tag, place and payload
         self._picture_ms = 0
         self._spacing_ms = 0.0
         self.end_ms = 0
         self.latest: tuple[float, float] | None = None  # the latest packet: its position, and when it was live
+
+    def fill(self, fillings: Sequence[filling.Filling]) -> None:
+        """Keep these tracks alive from here on, and no others."""
+        self._due = filling.Schedule(fillings, self._written_ms)
+
+    def packet(self, kind: int, at_ms: int, header: bytes, payload: bytes) -> Iterator[bytes]:
+        """The bytes of a packet of its own."""
+        key = kind, codecs.identity(kind, payload)
+        yield from self._header(key, header, at_ms)
+        yield self._packet(key, at_ms, payload)
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The joined file in chunks of about a megabyte at most, read in a thread. Raises OSError if a segment cannot be read."""
@@ -265,15 +267,17 @@ class Joiner:
         self.latest = at_ms, live_ms
         key = tag.kind, codecs.identity(tag.kind, payload)
         header = places.headers.get(tag.kind)
-        if header is not None and header != self._headers.get(key) and codecs.identity(tag.kind, header) == key[1]:
+        if header is not None and codecs.identity(tag.kind, header) != key[1]:
+            header = None
+        if header is not None and header != self._headers.get(key):
             yield from self._release()
-            yield from self._header(key, header, round(at_ms))
         if tag.kind == flv.VIDEO:
-            payload = video_headers.without_empty_units(payload, header)
+            payload = video_headers.without_empty_units(payload, places.headers.get(tag.kind))
         self.end_ms = max(self.end_ms, round(at_ms))
         yield from self._fill_until(round(at_ms))
-        if key in self._latest and (tag.kind == flv.AUDIO or tag.is_key):
-            self._latest[key] = (self._headers.get(key), payload)
+        yield from self._header(key, header, round(at_ms))  # filling may have brought another one
+        if tag.kind == flv.AUDIO or tag.is_key:
+            self._due.repeat(key, self._headers.get(key), payload)
         if tag.kind == flv.VIDEO:
             yield from self._picture(key, tag.timestamp_ms, at_ms, payload)
         elif self._silences is not None:
@@ -281,7 +285,7 @@ class Joiner:
         else:
             yield self._packet(key, round(at_ms), payload)
 
-    def _picture(self, key: _Key, tag_ms: int, at_ms: float, payload: bytes) -> Iterator[bytes]:
+    def _picture(self, key: filling.Key, tag_ms: int, at_ms: float, payload: bytes) -> Iterator[bytes]:
         """A picture, once the next one begins: some publishers send its NAL units in several tags of one time."""
         if self._held is not None and self._held[:2] == (key, tag_ms):
             whole = video_headers.merged(self._held[3], payload, self._headers.get(key))
@@ -300,7 +304,7 @@ class Joiner:
             yield from self._sounds(self._silences.until(at_ms))
         yield self._packet(key, self._spaced(key, round(at_ms)), self._after_filling(key, payload))
 
-    def _spaced(self, key: _Key, at_ms: int) -> int:
+    def _spaced(self, key: filling.Key, at_ms: int) -> int:
         """The place of a picture, no closer to the one before than pictures usually are: their tags jitter."""
         distance_ms = at_ms - self._picture_ms
         self._picture_ms = at_ms
@@ -330,11 +334,11 @@ class Joiner:
         if header is None and tag.is_key:  # ffmpeg reads no H.264 without one
             header = video_headers.inband_header(tag.payload, None)
         yield from self._header(key, header, joined_ms)
-        if key in self._latest and (tag.kind == flv.AUDIO or tag.is_key):
-            self._latest[key] = (self._headers.get(key), tag.payload)
+        if tag.kind == flv.AUDIO or tag.is_key:
+            self._due.repeat(key, self._headers.get(key), tag.payload)
         yield self._packet(key, joined_ms, self._after_filling(key, tag.payload))
 
-    def _header(self, key: _Key, header: bytes | None, at_ms: int) -> Iterator[bytes]:
+    def _header(self, key: filling.Key, header: bytes | None, at_ms: int) -> Iterator[bytes]:
         known = self._headers.get(key)
         if header is None or header == known:  # a repeated one would start a second sample description in the output
             return
@@ -342,14 +346,14 @@ class Joiner:
         if known is None or key[0] == flv.VIDEO or not sound.same_sound(known, header):
             yield flv.encode(key[0], max(at_ms, self._written_ms.get(key, 0)), header)
 
-    def _packet(self, key: _Key, at_ms: int, payload: bytes) -> bytes:
+    def _packet(self, key: filling.Key, at_ms: int, payload: bytes) -> bytes:
         written_ms = self._written_ms.get(key)
         if written_ms is not None and at_ms <= written_ms:
             at_ms = written_ms + 1
         self._written_ms[key] = at_ms
         return flv.encode(key[0], at_ms, payload)
 
-    def _after_filling(self, key: _Key, payload: bytes) -> bytes:
+    def _after_filling(self, key: filling.Key, payload: bytes) -> bytes:
         """The first packet after filling: to the decoder, which has seen the repeats, it may be one more of them."""
         if key not in self._filled:
             return payload
@@ -357,15 +361,10 @@ class Joiner:
         return video_headers.restarting(payload, self._headers.get(key)) if key[0] == flv.VIDEO else payload
 
     def _fill_until(self, joined_ms: int) -> Iterator[bytes]:
-        for key, times in self._due.items():
-            while (due_ms := self._next_ms[key]) is not None and due_ms < joined_ms:
-                header, payload = self._latest[key]
-                yield from self._header(key, header, due_ms)
-                yield self._packet(key, due_ms, video_headers.restarting(payload, header))
-                self._filled.add(key)
-                # Repeat large packets less often: filling must not exceed the captured media.
-                again_ms = due_ms + filling.EVERY_MS * (len(payload) // _FILL_BYTES)
-                self._next_ms[key] = next((at_ms for at_ms in times if at_ms >= again_ms), None)
+        for key, due_ms, header, payload in self._due.until(joined_ms):
+            yield from self._header(key, header, due_ms)
+            yield self._packet(key, due_ms, video_headers.restarting(payload, header))
+            self._filled.add(key)
 
 
 def _chunks(pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -172,10 +172,14 @@ class Places:
         self._until_ms = placement.until_ms
 
     def renew(self, placement: Placement) -> None:
-        """Continue with a later placement of the same segment, whose tracks agree with the one before as far as this has come."""
+        """Continue with a later placement of the same segment, whose tracks agree with the one before as far as this has come. A
+        track may have begun meanwhile."""
         self._until_ms = placement.until_ms
         for kind, track in (placement.tracks | placement.repeated).items():
-            self._tracks[kind].renew(track)
+            if kind in self._tracks:
+                self._tracks[kind].renew(track)
+            else:
+                self._tracks[kind] = _TrackPlaces(track)
 
     def place(self, tag: flv.Tag) -> float | None:
         """When the packet was live (Unix ms); None for a tag that is no packet, or that the successor replaces."""

@@ -131,9 +131,11 @@ class Survey(formats.Formats):
         self.gaps.append(gap)
 
     def hidden_ms(self, kind: int) -> list[list[tuple[int, int]]]:
-        """For each codec of a track, when it is not to be heard or seen: in holes, or while the track has another codec."""
+        """For each codec of a track, when it is not to be heard or seen: in holes, or while the track has another codec. A camera
+        that pauses inside a segment keeps its last picture, as in a copied file."""
         if not self.changes(kind):
-            return [[(hole.from_ms, hole.to_ms) for hole in self.holes if hole.kind == kind]]
+            holes = [hole for hole in self.holes if hole.kind == kind and (hole.leading or kind == flv.AUDIO)]
+            return [[(hole.from_ms, hole.to_ms) for hole in holes]]
         bridge_ms = _HOLE_MS[kind] if kind == flv.VIDEO else 0
         every = self.presence.of(kind)
         hidden = [self.presence.hidden_ms(kind, codec.name, self.duration_ms, bridge_ms) for codec in every]
@@ -155,7 +157,7 @@ class Survey(formats.Formats):
         Video that begins a little later than audio is shown from the start, so that no file opens with a black frame.
         """
         codecs_of = self.presence.of(kind) if self.changes(kind) else []
-        spans = [(hole.from_ms, hole.to_ms) for hole in self.holes if hole.kind == kind and (hole.leading or kind == flv.AUDIO)]
+        spans = [] if codecs_of else self.hidden_ms(kind)[0]
         made = [(codec.name, self._absent_ms(kind, codec), codec.header, codec.packet) for codec in codecs_of] or [
             (next(iter(self.codecs[kind])), spans, *self.first[kind])
         ]

@@ -51,10 +51,18 @@ def plan(found: survey.Survey, mode: str, *, copy: bool = True) -> Plan:
 
 
 def transcode_args(
-    binary: str, found: survey.Survey, chosen: Plan, part: str, *, appended_to: int = -1, watched: bool = True
+    binary: str,
+    found: survey.Survey,
+    chosen: Plan,
+    part: str,
+    *,
+    appended_to: int = -1,
+    watched: bool = True,
+    growing: bool = False,
 ) -> list[str]:
     """The arguments of a transcode that reads the joined FLV from stdin, writes `part`, and prints its progress to stdout if it
-    is `watched`. An MP4 `appended_to` a file descriptor has fragments, so that it only grows."""
+    is `watched`. An MP4 `appended_to` a file descriptor has fragments, so that it only grows. `growing`: the recording becomes
+    longer than the survey knows; the joined stream ends its pictures, and brings black ones where it has none."""
     source = ffmpeg_python.input(
         "pipe:0",
         format="flv",
@@ -69,8 +77,11 @@ def transcode_args(
         "thread_queue_size": _HANDED_PACKETS,
         "map_metadata": -1,
     }
+    if flv.VIDEO in chosen.encoded:
+        # While a camera pauses, pictures come at its end only: sound waits in the muxer, so that players find both side by side.
+        options["max_interleave_delta"] = 0
     if flv.VIDEO in found.kinds:
-        streams.append(_video(source, found, options) if flv.VIDEO in chosen.encoded else source["v:0"])
+        streams.append(_video(source, found, options, growing=growing) if flv.VIDEO in chosen.encoded else source["v:0"])
         options.setdefault("c:v", "copy")
     if flv.AUDIO in found.kinds:
         streams.append(_audio(source, found, options, chosen) if flv.AUDIO in chosen.encoded else source["a:0"])
@@ -84,7 +95,7 @@ def transcode_args(
     return ffmpeg_command.compiled(output, binary, "-nostdin", *told)
 
 
-def _video(source: Any, found: survey.Survey, options: dict[str, Any]) -> Any:
+def _video(source: Any, found: survey.Survey, options: dict[str, Any], *, growing: bool) -> Any:
     width, height = found.canvas
     rate = found.rate
     options |= {
@@ -97,9 +108,8 @@ def _video(source: Any, found: survey.Survey, options: dict[str, Any]) -> Any:
         "enc_time_base:v": "1:1000",
     }
     # In ticks of the frame rate, pictures behind the last black one would have its time.
-    described = (
-        f"color=color=black:size={width}x{height}:rate={rate}:duration={_seconds(found.duration_ms)},format=yuv420p,settb=1/1000"
-    )
+    lasts = "" if growing else f":duration={_seconds(found.duration_ms)}"
+    described = f"color=color=black:size={width}x{height}:rate={rate}{lasts},format=yuv420p,settb=1/1000"
     black = ffmpeg_python.input(described, format="lavfi").video
     margin_s = _CHANGE_MARGIN_S if found.changes(flv.VIDEO) else _HIDE_MARGIN_S
     joined = black
@@ -108,9 +118,10 @@ def _video(source: Any, found: survey.Survey, options: dict[str, Any]) -> Any:
         # By default the first picture would decide for all: a later one of another shape would be stretched.
         fitted = {"w": _fitted(width, f"{height}*{shape}"), "h": _fitted(height, f"{width}/{shape}"), "eval": "frame"}
         picture = source[f"v:{index}"].filter("scale", **fitted).filter("setsar", 1)
-        hidden = _within(spans_ms, margin_s)
+        hidden = "" if growing else _within(spans_ms, margin_s)
+        until: dict[str, Any] = {"shortest": 1} if growing else {"eof_action": "repeat"}
         enable = {"enable": f"not({hidden})"} if hidden else {}
-        joined = ffmpeg_python.overlay(joined, picture, x="(W-w)/2", y="(H-h)/2", eof_action="repeat", **enable)
+        joined = ffmpeg_python.overlay(joined, picture, x="(W-w)/2", y="(H-h)/2", **until, **enable)
     return joined.filter("setsar", 1)
 
 

@@ -12,17 +12,8 @@ from bench import growth, recipe_judge, recipe_source, recipes
 from media import transcode
 from tests import flv_source, quick_following
 
-ENCODED = "a track has to be encoded as a whole"
 RESHAPED = "a track changes its format"
 GIVEN_UP = {
-    # A late picture is filled with black; the others are formats that browsers do not play, or have two sizes.
-    "camera-with-its-own-clock": ENCODED,
-    "camera-comes-later": ENCODED,
-    "colour-444": ENCODED,
-    "ten-bits": ENCODED,
-    "hevc-portrait": ENCODED,
-    "av1": ENCODED,
-    "another-size-inside": ENCODED,
     "header-of-the-sound-comes-late": "a configuration came after its packets",
     "another-shape": RESHAPED,
     "aac-then-g711": RESHAPED,
