@@ -3,10 +3,11 @@ PYTHON ?= python3
 # Parallel test processes; auto: chosen for this machine by tests/machine_probe.py.
 WORKERS ?= auto
 CHAOS_MINUTES ?= 10
-# For `make soak`; SOAK_ENGINE is embedded or distributed.
+# For `make soak`; SOAK_ENGINE is embedded or distributed, and SOAK_MODE the Mode of the sessions.
 SOAK_MINUTES ?= 30
 SOAK_CAPTURES ?= 50
 SOAK_ENGINE ?= embedded
+SOAK_MODE ?= 00
 # For `make fuzz`: number of fuzzed messages and of Schemathesis cases, half of them on each engine.
 CASES ?= 10000
 # The folders that hold the tests of `make quick`; tests/selection.py chooses among them.
@@ -50,7 +51,7 @@ chaos: $(STAMP) ## kill, freeze and fail the service at its failpoints for CHAOS
 
 soak: $(STAMP) ## record rooms that come and go for SOAK_MINUTES; memory, descriptors, tasks and rows must stay flat
 	@sh deploy/test-servers.sh
-	@SOAK_MINUTES=$(SOAK_MINUTES) SOAK_CAPTURES=$(SOAK_CAPTURES) SOAK_ENGINE=$(SOAK_ENGINE) $(BIN)/python -m tests.chaos.soak
+	@SOAK_MINUTES=$(SOAK_MINUTES) SOAK_CAPTURES=$(SOAK_CAPTURES) SOAK_ENGINE=$(SOAK_ENGINE) SOAK_MODE=$(SOAK_MODE) $(BIN)/python -m tests.chaos.soak
 
 fuzz: $(STAMP) ## send CASES fuzzed messages and as many made-up requests to a service, and print the outcomes
 	@sh deploy/test-servers.sh

@@ -1,10 +1,11 @@
 """Soak test: rooms begin and end for half an hour, and the resources of the service stay flat.
 
-    make soak SOAK_MINUTES=30 SOAK_CAPTURES=50 SOAK_ENGINE=embedded
+    make soak SOAK_MINUTES=30 SOAK_CAPTURES=50 SOAK_ENGINE=embedded SOAK_MODE=00
 
 Rows are kept for a tenth of the run (KEEP_MESSAGES, KEEP_SESSIONS), so the run covers retention too. `soak_samples.py` holds the
-bounds. They need at least ten minutes; a shorter run only warns. The run writes `var/soak/report.json` and prints a table. It
-ends with 1 if a bound is broken, anything is left at the end, a session is stuck, or a recording or result is lost or doubled.
+bounds. They need at least ten minutes; a shorter run only warns. Sound of mode 00 is encoded, and of mode 02 copied: more streams
+than a machine encodes at once fill the queue of transcodes. The run writes `var/soak/report.json` and prints a table. It ends
+with 1 if a bound is broken, anything is left at the end, a session is stuck, or a recording or result is lost or doubled.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Plan:
     engine: str
     seed: int
     folder: Path
+    mode: str = "00"
 
     @property
     def keep_s(self) -> float:
@@ -68,6 +70,7 @@ class Plan:
             engine=environ.get("SOAK_ENGINE") or backends.EMBEDDED,
             seed=int(environ.get("SOAK_SEED") or 1),
             folder=ROOT / (environ.get("SOAK_FOLDER") or "var/soak"),
+            mode=environ.get("SOAK_MODE") or "00",
         )
 
 
@@ -86,7 +89,12 @@ class Soak:
         until_s = self._from_s + plan.minutes * 60
         count = max(1, plan.captures // SPEAKERS)
         self.rooms = soak_rooms.Rooms(
-            world, count=count, until_s=until_s, live_s=(min(longer * LIVE_S[0], live / 3), live), seed=plan.seed
+            world,
+            count=count,
+            until_s=until_s,
+            live_s=(min(longer * LIVE_S[0], live / 3), live),
+            seed=plan.seed,
+            mode=plan.mode,
         )
 
     async def serve(self) -> None:
@@ -112,7 +120,9 @@ class Soak:
             await self.rooms.run()
         finally:
             watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            (ended,) = await asyncio.gather(watching, return_exceptions=True)
+            if isinstance(ended, Exception):
+                self.faults.append(f"after {len(self.samples)} samples no more were taken: {ended!r}")
         self.faults += await asyncio.to_thread(self._audit)
         self.faults += [f"{s['TaskId']} is stuck" for s in (await self.world.service.get("/sessions?stuck=true"))["Sessions"]]
         return before, await self._afterwards(before)
@@ -233,7 +243,8 @@ async def soak(plan: Plan) -> int:
 
 def _summary(plan: Plan, tally: soak_rooms.Tally, captures: Sequence[float], quiet: str) -> str:
     return (
-        f"{plan.engine}, {plan.minutes:g} minutes, seed {plan.seed}: {tally.finished} of {tally.started} sessions finished, "
+        f"{plan.engine}, mode {plan.mode}, {plan.minutes:g} minutes, seed {plan.seed}: "
+        f"{tally.finished} of {tally.started} sessions finished, "
         f"{tally.files} files with {tally.media_s / 3600:.1f} h of media, {tally.repeats} repeated posts; "
         f"{statistics.fmean(captures):.0f} captures at once ({min(captures):.0f} … {max(captures):.0f})\n{quiet}"
     )

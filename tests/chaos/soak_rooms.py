@@ -41,8 +41,9 @@ class Tally:
 class Rooms:
     """`count` rooms with two speakers each, one session after the other until `until_s` (of time.monotonic)."""
 
-    def __init__(self, world: World, *, count: int, until_s: float, live_s: tuple[float, float], seed: int) -> None:
+    def __init__(self, world: World, *, count: int, until_s: float, live_s: tuple[float, float], seed: int, mode: str) -> None:
         self._world = world
+        self._mode = mode
         self._count = count
         self._until_s = until_s
         self._live_s = live_s
@@ -66,7 +67,7 @@ class Rooms:
                 await _pass(REFUSED_S)
 
     async def _session(self, name: int | str, chance: random.Random) -> None:
-        task_id = str((await self._world.service.post("/sessions", self._world.request(name, Mode="00")))["TaskId"])
+        task_id = str((await self._world.service.post("/sessions", self._world.request(name, Mode=self._mode)))["TaskId"])
         self.tally.started += 1
         room = self._world.simulator.create_room(APP, name)
         try:
