@@ -159,7 +159,8 @@ class Soak:
         while judged and judged[0][0] < time.monotonic() - 3 * self._plan.keep_s:
             _, task_id = judged.pop(0)
             for folder in cos.glob(f"*/lessons/{task_id}"):
-                shutil.rmtree(folder)
+                # The bucket removes its empty folders too.
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _audit(self) -> list[str]:
         """The faults that the audit finds in the sessions that the database still has."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from store import tables
-from tests.chaos import soak_samples
+from tests.chaos import soak, soak_samples
 
 CAPTURES = 20
 SECONDS = 600
@@ -69,3 +73,36 @@ def test_a_native_capture_counts_as_a_capture(tmp_path: Path) -> None:
 def test_every_table_is_looked_at() -> None:
     """Every table of the schema is in the list, so that its growth is noticed."""
     assert set(soak_samples.TABLES) == set(tables.metadata.tables)
+
+
+async def test_a_sampler_that_ends_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is judged as the second half of a run must not end in its first quarter."""
+    sampled = asyncio.Event()
+
+    async def nothing_stuck(_: str) -> dict[str, list[str]]:
+        return {"Sessions": []}
+
+    async def rooms() -> None:
+        await sampled.wait()
+        await asyncio.sleep(0)
+
+    world = SimpleNamespace(service=SimpleNamespace(get=nothing_stuck))
+    run = soak.Soak(soak.Plan(minutes=1, captures=2, engine="embedded", seed=1, folder=tmp_path), world)  # type: ignore[arg-type]
+    monkeypatch.setattr(run.rooms, "run", rooms)
+    looks = iter([sample(), OSError("no such folder")])
+
+    async def look() -> soak_samples.Sample:
+        found = next(looks)
+        if isinstance(found, OSError):
+            sampled.set()
+            raise found
+        return found
+
+    async def afterwards(before: soak_samples.Sample) -> soak_samples.Sample:
+        return before
+
+    monkeypatch.setattr(run, "sample", look)
+    monkeypatch.setattr(run, "_audit", list)
+    monkeypatch.setattr(run, "_afterwards", afterwards)
+    await run.run()
+    assert run.faults == ["after 0 samples no more were taken: OSError('no such folder')"]
