@@ -197,11 +197,11 @@ class BoundedFile:
         while self._fed and (pieces.epoch_of(self._fed[0].segment), self._fed[0].offset) < (begin.epoch, begin.offset):
             self._fed.popleft()
         for segment in self._segments:
-            index = arrival_index.path_of(segment)
-            if pieces.epoch_of(segment) < begin.epoch:
+            index, epoch = arrival_index.path_of(segment), pieces.epoch_of(segment)
+            if epoch < begin.epoch:
                 for path in (segment, index):
                     holes.punch(path, 0, path.stat().st_size)
-            else:
+            elif epoch == begin.epoch:  # a later one may be fed already, and all of it is still needed
                 holes.punch(segment, _KEPT_BYTES, begin.offset)
                 holes.punch(index, holes.BLOCK_BYTES, arrival_index.offset_of(begin.record))
         self._segments = [segment for segment in self._segments if pieces.epoch_of(segment) >= begin.epoch]
