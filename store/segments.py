@@ -10,7 +10,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import bindparam, literal_column, select
+from sqlalchemy import ColumnElement, bindparam, literal_column, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from machine import capture_progress, job_key, segments
@@ -38,12 +38,13 @@ _GROWING = statements.updating(tables.segments, "recording_id", "epoch").where(
 )
 
 
-def _active(table: Any, *key: str) -> sql.Statement:
+def _active(table: Any, *key: str, where: ColumnElement[bool] | None = None) -> sql.Statement:
     idle = statements.updating(table, *key).where(table.c.idle_from_ms < statements.at("idle_from_ms"))
+    idle = idle.where(where) if where is not None else idle
     return sql.Statement(idle.values(idle_from_ms=statements.at("idle_from_ms")))
 
 
-_SESSION_ACTIVE = _active(tables.sessions, "task_id")
+_SESSION_ACTIVE = _active(tables.sessions, "task_id", where=~statements.SUPERSEDED)
 _RECORDING_ACTIVE = _active(tables.recordings, "id", "epoch")
 _PROGRESS = tuple(sorted(f.name for f in dataclasses.fields(capture_progress.CaptureProgress)))
 _OF_RECORDING = sql.Statement(
@@ -81,8 +82,8 @@ class Segments:
         await self._database.fetch(_growing(tuple(sorted(values))), named | dict(values))
 
     async def note_progress(self, growing: Mapping[tuple[job_key.RecordingKey, int], capture_progress.CaptureProgress]) -> None:
-        """Update growing segments, given by recording and epoch, as `update` does. Their recordings and sessions are not idle.
-        One transaction of three statements."""
+        """Update growing segments, given by recording and epoch, as `update` does. Their recordings and sessions are not idle,
+        unless another epoch has superseded them. One transaction of three statements."""
         # In one order, or two nodes with captures in the same sessions could wait for each other.
         found = sorted(growing.items(), key=lambda each: (each[0][0].text, each[0][1]))
         columns, sessions, recordings = [], [], []
@@ -90,7 +91,8 @@ class Segments:
             active = {"at_idle_from_ms": progress.last_packet_ms}
             values = {name: getattr(progress, name) for name in _PROGRESS} | {"anchors": rows.anchors_text(progress.anchors)}
             columns.append({"at_recording_id": recording.text, "at_epoch": epoch, **values})
-            sessions.append(active | {"at_task_id": recording.task_id})
+            superseded = {"at_recording_id": recording.text, "at_epoch": epoch}
+            sessions.append(active | {"at_task_id": recording.task_id} | superseded)
             recordings.append(active | {"at_id": recording.text, "at_epoch": epoch})
         update = _growing(_PROGRESS)
 

@@ -128,6 +128,18 @@ async def test_a_renewal_notes_media_for_recording_and_session(store: stores.Sto
     assert (await examples.saved(store, owner)).idle_from_ms == clock() + 5_000
 
 
+async def test_media_of_a_superseded_epoch_moves_no_idle_time(store: stores.Store, clock: engines.Clock) -> None:
+    """A worker that wakes from a freeze still has media to note: it writes nothing."""
+    owner = job_key.RecordingKey(examples.TASK, "al", 1)
+    await examples.opened(store, examples.recording(epoch=2))
+    async with transactions.opened(store) as tx:
+        before = await tx.session(examples.TASK)
+    await store.segments.note_progress({(owner, 1): capture_progress.CaptureProgress(last_packet_ms=clock() + 5_000)})
+    async with transactions.opened(store) as tx:
+        assert await tx.session(examples.TASK) == before
+    assert (await examples.saved(store, owner)).idle_from_ms < clock() + 5_000
+
+
 # --- deadlines --------------------------------------------------------------------------------------------------------
 async def test_a_deadline_armed_anew_has_a_new_serial(store: stores.Store, clock: engines.Clock) -> None:
     """Arming again replaces: one deadline, a new serial and a new time; the old serial is void."""

@@ -73,9 +73,11 @@ class RowWrites:
             self.put(rows, owner, model.changed(found, version=found.version + 1, job=job))
 
     def note_media(self, owner: str, epoch: int, last_packet_ms: int) -> None:
-        """Media arrived: idleness counts from there. It moves forwards only."""
+        """Media arrived: idleness counts from there. It moves forwards only, and not by a superseded epoch."""
         task_id = job_key.parse(owner).task_id
         session, recording = self.tables.sessions.get(task_id), self.tables.recordings.get(owner)
+        if recording is not None and recording.epoch > epoch:
+            return
         if session is not None and session.idle_from_ms < last_packet_ms:
             self.put(self.tables.sessions, task_id, model.changed(session, idle_from_ms=last_packet_ms))
         if recording is not None and recording.epoch == epoch and recording.idle_from_ms < last_packet_ms:
