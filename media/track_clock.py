@@ -27,8 +27,7 @@ _HOLE_PART, _LEAST_HOLE_MS = 0.75, 12.0
 _BACK_MS = 50.0
 # The tags of audio may run a little faster than its samples; the base follows within some hundred packets.
 _FOLLOW = 0.002
-_FAR_MS = 150.0
-_FEW_FRAMES = 3
+_FAR_MS, _FEW_FRAMES = 150.0, 3
 _LATE_MS = 200.0
 # Pictures whose tags stand for longer are placed by their arrivals.
 STOOD_MS = 200.0
@@ -155,8 +154,9 @@ class TrackClock:
         self._note(self._stretches[-1], packet)
         if packet.tag_ms != self._tag_ms:
             self._stood_since_ms = packet.arrived_ms
-            self._distances.append(packet.tag_ms - self._tag_ms)
-            self._learn(packet.tag_ms - self._tag_ms)
+            if self._packets:  # the first one has no distance to another
+                self._distances.append(packet.tag_ms - self._tag_ms)
+                self._learn(packet.tag_ms - self._tag_ms)
         self._tag_ms, self._arrived_ms = packet.tag_ms, packet.arrived_ms
         while self._singles and packet.arrived_ms - self._singles[0].begin_ms > SETTLED_MS:
             self._singles.popleft().single_ms = self._usual_ms

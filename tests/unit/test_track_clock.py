@@ -220,6 +220,18 @@ def test_later_pictures_move_no_earlier_ones() -> None:
     assert positions(90) == positions(180) == positions(290)
 
 
+@pytest.mark.parametrize("tag_ms", [0, 1_000, 3_600_000])
+@pytest.mark.parametrize("pictures", [1, 2, 3])
+def test_few_pictures_last_as_long_as_pictures_do(tag_ms: int, pictures: int) -> None:
+    """A pull that ends after one picture shows it for a usual time, wherever the tags of the publisher are by then."""
+    clock = track_clock.TrackClock()
+    for number in range(pictures):
+        at_ms = round(number * FRAME_MS)
+        clock.add(tag_ms + at_ms, BEGAN_MS + at_ms, None)
+    (run,) = clock.runs()
+    assert run.stretches[-1].length_ms - (pictures - 1) * FRAME_MS == pytest.approx(FRAME_MS, abs=30)
+
+
 def test_a_copy_leaves_the_clock_as_it_is() -> None:
     """A clock that is placed again and again while its packets come places them as one that is placed once."""
     packets = stream("pictures", 90, tag=lambda at: at + (7_000 if at > 40_000 else 0), there=lambda at: not 30_000 < at < 36_000)
