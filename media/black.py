@@ -45,3 +45,9 @@ def fillings(found: survey.Survey, joined_ms: int) -> list[filling.Filling]:
     (codec,) = found.codecs[flv.VIDEO]
     spans_ms = ((0, begins_ms),) if late else spans_ms
     return [filling.Filling(kind=flv.VIDEO, codec=codec, spans_ms=spans_ms, header=header, packet=packet, same=not late)]
+
+
+def after_ms(duration_ms: int, rate: int) -> int:
+    """Where a picture behind the last one is not shown: no frame of the file, which has `rate` frames a second, is there."""
+    frame_ms = round(round(duration_ms * rate / 1000) * 1000 / rate)
+    return duration_ms - 1 if frame_ms == duration_ms else duration_ms

@@ -59,6 +59,7 @@ class GrowingOutput:
         self.digest = digest.GrowingDigest(part)
         self.behind = False
         self._described = _described(found, chosen)
+        self._rate = found.rate
         self._placed = placed
         self._silences = found.silences
         self._joined = joiner.Joiner((), found.kinds, silences=self._silences)
@@ -157,7 +158,7 @@ class GrowingOutput:
         """Feed the end, and wait for ffmpeg. Raises errors.TranscodeFailed."""
         last = [*self._leave(), *self._joined.rest()]
         if self.encodes and (after := black.picture(found)):  # not shown: it tells how long the last one is
-            last += self._joined.packet(flv.VIDEO, found.duration_ms, *after)
+            last += self._joined.packet(flv.VIDEO, black.after_ms(found.duration_ms, self._rate), *after)
         await self._put(b"".join(last))
         await self._put(None)
         code = await self._ended

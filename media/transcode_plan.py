@@ -26,7 +26,8 @@ _PROBE_BYTES = 50_000_000
 _QUEUED_PACKETS = 65_536
 # By default the muxer's thread takes 8 packets at a time: switching threads takes a fifth of the time of a copy (measured).
 _HANDED_PACKETS = 128
-_HIDE_MARGIN_S, _CHANGE_MARGIN_S = 0.02, 0.002
+# What is hidden ends this much before the packet that is heard or seen again. Pictures have whole milliseconds.
+_SOUND_MARGIN_S, _PICTURE_MARGIN_S, _CHANGE_MARGIN_S = 0.02, 0.0005, 0.002
 _RATE = 48_000
 _KEY_EVERY_S = 2
 _UNWATCHED_S = 60
@@ -111,7 +112,7 @@ def _video(source: Any, found: survey.Survey, options: dict[str, Any], *, growin
     lasts = "" if growing else f":duration={_seconds(found.duration_ms)}"
     described = f"color=color=black:size={width}x{height}:rate={rate}{lasts},format=yuv420p,settb=1/1000"
     black = ffmpeg_python.input(described, format="lavfi").video
-    margin_s = _CHANGE_MARGIN_S if found.changes(flv.VIDEO) else _HIDE_MARGIN_S
+    margin_s = _CHANGE_MARGIN_S if found.changes(flv.VIDEO) else _PICTURE_MARGIN_S
     joined = black
     for index, spans_ms in enumerate(found.hidden_ms(flv.VIDEO)):
         shape = _shape(found.aspects(index))
@@ -159,7 +160,7 @@ def _audio(source: Any, found: survey.Survey, options: dict[str, Any], chosen: P
     return ffmpeg_python.filter(sounds, "amix", inputs=len(sounds), normalize=0) if changes else sounds[0]
 
 
-def _within(spans_ms: Iterable[tuple[int, int]], margin_s: float = _HIDE_MARGIN_S) -> str:
+def _within(spans_ms: Iterable[tuple[int, int]], margin_s: float = _SOUND_MARGIN_S) -> str:
     """An expression that is true inside the spans. Adjacent spans are merged; of very many, the longest count. "" for none."""
     merged: list[tuple[int, int]] = []
     for from_ms, to_ms in sorted(spans_ms):
@@ -169,7 +170,7 @@ def _within(spans_ms: Iterable[tuple[int, int]], margin_s: float = _HIDE_MARGIN_
             merged.append((from_ms, to_ms))
     if len(merged) > _MOST_SPANS:
         merged = sorted(sorted(merged, key=lambda span: span[0] - span[1])[:_MOST_SPANS])
-    return "+".join(f"between(t,{_seconds(max(0, a - 1))},{b / 1000 - margin_s:.3f})" for a, b in merged)
+    return "+".join(f"between(t,{_seconds(max(0, a - 1))},{b / 1000 - margin_s:.4f})" for a, b in merged)
 
 
 def _seconds(duration_ms: int) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from media import flv, following, growing_output, joiner, survey
+from media import black, flv, following, growing_output, joiner, survey
+from tests import flv_source
 from tests.integration.test_following import Growing, Sent, check_same, followed, parts, soon, stream
 
 SOON = soon
@@ -26,6 +28,7 @@ STREAMS: dict[str, Callable[[], list[Sent]]] = {
     "a larger size": lambda: [stream(12, size="160x120"), stream(12, begin_ms=14_000)],
     "upright": lambda: [stream(12), stream(12, begin_ms=14_000, size="240x320")],
     "a late camera": lambda: [turned_on(stream(30), 14_901)],
+    "a camera that comes just before a frame": lambda: [turned_on(stream(30), 14_985)],
     "a late camera that pauses": lambda: [turned_on(stream(40), 14_901, 22_000)],
     "off when the second segment begins": lambda: [stream(12), turned_on(stream(20, begin_ms=14_000), 24_901)],
     "off, and back with another size": lambda: [
@@ -47,6 +50,27 @@ async def test_pictures_that_are_encoded(tmp_path: Path, soon: None, kind: str) 
     made, recording = await followed(segments, "02", tmp_path)
     assert recording.restarts == 1
     await check_same(made, segments, "02", tmp_path)
+
+
+async def test_pictures_alone_end_with_their_last_frame(tmp_path: Path, soon: None) -> None:
+    """The file lasts for whole frames: the black picture that tells its end is not in it."""
+    both = [*flv_source.content(duration_s=12), *flv_source.content("160x120", duration_s=12)]
+    begins_ms = [0] * (len(both) // 2) + [12_000] * (len(both) // 2)
+    tags = [replace(tag, timestamp_ms=tag.timestamp_ms + begin_ms) for tag, begin_ms in zip(both, begins_ms, strict=True)]
+    segments = [Growing(tmp_path / "00000001.flv", [(tag, float(tag.timestamp_ms)) for tag in tags])]
+    made, _ = await followed(segments, "01", tmp_path)
+    assert made.duration_ms == 24_000
+    await check_same(made, segments, "01", tmp_path)
+
+
+@pytest.mark.parametrize("rate", [5, 15, 24, 30, 60])
+def test_no_frame_shows_what_is_behind_the_last_one(rate: int) -> None:
+    """Whatever a recording lasts, its frames are before the end, and none is where the picture behind it is."""
+    frames_ms = {round(number * 1000 / rate) for number in range(20 * rate)}
+    for duration_ms in range(900, 10_000):
+        after_ms = black.after_ms(duration_ms, rate)
+        assert after_ms not in frames_ms
+        assert not frames_ms & set(range(after_ms, duration_ms))
 
 
 async def test_an_encoder_is_fed_in_turns(tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
