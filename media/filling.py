@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 EVERY_MS = 500
 _MARGIN_MS = 50
-_LARGE_BYTES = 512 << 10
+LARGE_BYTES = 512 << 10
 Key = tuple[int, str]
 """The kind of a track and one of its codecs."""
 
@@ -59,5 +59,5 @@ class Schedule:
                 header, packet = self._packets[key]
                 yield key, due_ms, header, packet
                 # Repeat large packets less often: filling must not exceed the captured media.
-                again_ms = due_ms + EVERY_MS * (len(packet) // _LARGE_BYTES)
+                again_ms = due_ms + EVERY_MS * (len(packet) // LARGE_BYTES)
                 self._next_ms[key] = next((at_ms for at_ms in times if at_ms >= again_ms), None)

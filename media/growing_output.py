@@ -231,7 +231,7 @@ class GrowingOutput:
 
 
 def _described(found: survey.Survey, chosen: transcode_plan.Plan) -> object:
-    """What ffmpeg was told of the tracks: their configurations, and of pictures that it encodes the canvas only."""
+    """What ffmpeg knows of the tracks: their configurations, and of pictures that it encodes the canvas only."""
     if flv.VIDEO not in chosen.encoded:
         return found.headers
     return [found.canvas, found.codecs[flv.VIDEO], found.headers.get(flv.AUDIO)]

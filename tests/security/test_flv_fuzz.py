@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from machine import errors
-from media import flv, flv_tail, joiner, segment_scan, survey, timeline, transcode, transcode_plan, video_headers
+from media import filling, flv, flv_tail, joiner, segment_scan, survey, timeline, transcode, transcode_plan, video_headers
 from tests import flv_source, waiting
 
 SEED = 20_261_123
@@ -145,15 +145,15 @@ def test_filled_in_media_is_never_whole_in_memory(tmp_path: Path, again: int) ->
     path.write_bytes(flv.header(audio=True, video=True) + flv.encode(flv.VIDEO, 0, flv_source.AVC_HEADER) + large + frames)
     parts = [joiner.SegmentFile(path=path)]
     found = survey.survey(parts, "02")
-    filling = found.fillings(flv.AUDIO)[0]
+    (filled_in,) = found.fillings(flv.AUDIO)
     # With the frames, or without them, as if they were still to arrive.
-    joined = joiner.Joiner(parts[again:], found.kinds, fillings=[filling])
+    joined = joiner.Joiner(parts[again:], found.kinds, fillings=[filled_in])
     joined.end_ms = found.duration_ms * again
     assert asyncio.run(drain(joined)) <= joiner.CHUNK_BYTES + PACKET_BYTES + 100
-    times_ms = [b - a for a, b in filling.spans_ms]
+    times_ms = [b - a for a, b in filled_in.spans_ms]
     assert sum(times_ms) > 1_900_000
-    filled = list(joiner.Joiner((), found.kinds, fillings=[filling])._fill_until(100_000))
-    assert len(filled) == pytest.approx(100 / (PACKET_BYTES / joiner._FILL_BYTES * 0.5), abs=3)
+    filled = list(joiner.Joiner((), found.kinds, fillings=[filled_in])._fill_until(100_000))
+    assert len(filled) == pytest.approx(100 / (PACKET_BYTES / filling.LARGE_BYTES * 0.5), abs=3)
 
 
 def test_a_poll_is_short_however_much_has_arrived(tmp_path: Path) -> None:

@@ -84,7 +84,6 @@ async def test_a_sampler_that_ends_is_a_fault(monkeypatch: pytest.MonkeyPatch, t
 
     async def rooms() -> None:
         await sampled.wait()
-        await asyncio.sleep(0)
 
     world = SimpleNamespace(service=SimpleNamespace(get=nothing_stuck))
     run = soak.Soak(soak.Plan(minutes=1, captures=2, engine="embedded", seed=1, folder=tmp_path), world)  # type: ignore[arg-type]
