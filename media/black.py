@@ -36,12 +36,12 @@ def picture(found: survey.Survey) -> tuple[bytes, bytes] | None:
     return bytes.fromhex(made[0]), bytes.fromhex(made[1])
 
 
-def fillings(found: survey.Survey, joined_ms: int) -> list[filling.Filling]:
-    """What keeps the pictures of a recording that has a black one alive from this place of the joined stream on. Pictures that
-    begin a little later than the sound are shown from the start, as afterwards."""
+def fillings(found: survey.Survey, black: tuple[bytes, bytes], joined_ms: int) -> list[filling.Filling]:
+    """What keeps the pictures alive from this place of the joined stream on. Pictures that begin a little later than the sound
+    are shown from the start, as afterwards."""
     begins_ms, spans_ms = found.begins_ms[flv.VIDEO], tuple(found.hidden_ms(flv.VIDEO)[0])
     late = joined_ms < begins_ms and not any(from_ms == 0 for from_ms, _ in spans_ms)
-    header, packet = found.first[flv.VIDEO] if late else picture(found) or (None, b"")
+    header, packet = found.first[flv.VIDEO] if late else black
     (codec,) = found.codecs[flv.VIDEO]
     spans_ms = ((0, begins_ms),) if late else spans_ms
     return [filling.Filling(kind=flv.VIDEO, codec=codec, spans_ms=spans_ms, header=header, packet=packet, same=not late)]

@@ -34,7 +34,7 @@ LOOK_EVERY_S = 5.0
 IDLE_S = 3_600.0
 # Others wait while a recording reads hours again, but not all of them if its ffmpeg stands still. Ends do not wait.
 _LOOKS, _LATER_S = 4, 0.2
-# One for each CPU of the node, as there are processes. An encoder takes a fifth of a CPU for each stream of 720p, or more.
+# One for each CPU of the node, as there are processes.
 _ENCODERS = 1
 
 

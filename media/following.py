@@ -7,8 +7,7 @@ Rules:
   MOST_RESTARTS `GaveUp` is raised, and also where nobody knows yet what an encoder has to hide: sound that is not AAC, and a
   second codec. The transcode from the segments then makes the file.
 - Pictures that have to be encoded are, if an encoder is free. A larger canvas begins the file again; other sizes do not.
-- Its output has the same bytes as that of the transcode from the segments, except that pauses of a camera whose pictures are
-  encoded keep the last picture (black.py). It is verified too, by its index.
+- Its output has the same bytes as that of the transcode from the segments. It is verified too, by its index.
 
 It runs in a process without captures (follower_process.py), because it blocks the event loop while it reads.
 """

@@ -31,10 +31,12 @@ from media import (
 )
 
 FED_S = 2.0
-_ENCODER_NICENESS = "10"
+# An encoder that takes no chunk for so long has no CPU: nobody waits for it, and the transcode makes the file.
+STARVED_S = 20.0
+_ENCODER_NICENESS = 10
 JOINED_BYTES = 1 << 20
 _RELEASED_BYTES = 1 << 18  # of a bounded spool, which holds them twice
-_ENCODED_BYTES = 1 << 18  # ffmpeg takes seconds for a megabyte
+_ENCODED_BYTES = 1 << 18  # a second or two of media, so that a turn ends in time
 _INPUT_BYTES = 1 << 36  # how long the recording becomes is not known
 _NEVER_STUCK_S = 1e6  # a live stream may pause; the node limits the end
 _QUEUED_CHUNKS = 4
@@ -63,6 +65,7 @@ class GrowingOutput:
         self._placed = placed
         self._silences = found.silences
         self._joined = joiner.Joiner((), found.kinds, silences=self._silences)
+        self._black = black.picture(found) if self.encodes else None
         self._fill(found)
         self._given: Sequence[tuple[followed_segment.FollowedSegment, int]] = ()
         self._kinds = found.kinds
@@ -77,7 +80,7 @@ class GrowingOutput:
             ffmpeg, found, chosen, str(part), appended_to=files[0] if files else -1, watched=False, growing=True
         )
         if self.encodes:  # everything else on the node comes first, other followers too
-            argv = [resource_limits.tool("nice"), "-n", _ENCODER_NICENESS, *argv]
+            argv = resource_limits.polite(argv, _ENCODER_NICENESS)
         self._run = transcode.FfmpegRun(argv, resource_limits.transcode(_INPUT_BYTES), inherit=files)
         self._ended = asyncio.create_task(self._run.to_end(self._stream(), part, _NEVER_STUCK_S))
 
@@ -114,8 +117,8 @@ class GrowingOutput:
         return True
 
     def _fill(self, found: survey.Survey) -> None:
-        if self.encodes:
-            self._joined.fill(black.fillings(found, self.joined_ms))
+        if self._black is not None:
+            self._joined.fill(black.fillings(found, self._black, self.joined_ms))
 
     async def join(self, segments: Sequence[tuple[followed_segment.FollowedSegment, int]], *, whole: bool) -> None:
         """Feed the bytes of the segments before these offsets; unless `whole`, as many as the spool may hold for COS, and as many
@@ -157,8 +160,8 @@ class GrowingOutput:
     async def end(self, found: survey.Survey) -> None:
         """Feed the end, and wait for ffmpeg. Raises errors.TranscodeFailed."""
         last = [*self._leave(), *self._joined.rest()]
-        if self.encodes and (after := black.picture(found)):  # not shown: it tells how long the last one is
-            last += self._joined.packet(flv.VIDEO, black.after_ms(found.duration_ms, self._rate), *after)
+        if self._black is not None:  # not shown: it tells how long the last one is
+            last += self._joined.packet(flv.VIDEO, black.after_ms(found.duration_ms, self._rate), *self._black)
         await self._put(b"".join(last))
         await self._put(None)
         code = await self._ended
@@ -217,11 +220,14 @@ class GrowingOutput:
             yield self._tags.popleft()
 
     async def _put(self, chunk: bytes | None) -> None:
-        """Feed a chunk when ffmpeg takes it. Raises errors.TranscodeFailed if it has ended."""
+        """Feed a chunk when ffmpeg takes it. Raises errors.TranscodeFailed if it has ended, and GaveUp for a starved encoder."""
         putting = asyncio.create_task(self._queue.put(chunk))
-        await asyncio.wait((putting, self._ended), return_when=asyncio.FIRST_COMPLETED)
+        limit_s = STARVED_S if self.encodes else None
+        await asyncio.wait((putting, self._ended), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         if not putting.done():
             putting.cancel()
+            if not self._ended.done():
+                raise followed_segment.GaveUp("its encoder takes too long")
             raise self._run.failure(await self._ended)
 
     async def _stream(self) -> AsyncIterator[bytes]:

@@ -111,7 +111,7 @@ class LiveView:
         ends = os.pipe()
         try:
             argv = ffmpeg_command.view_args(self._ffmpeg, ends[1])
-            polite = [resource_limits.tool("nice"), "-n", "19", *argv]
+            polite = resource_limits.polite(argv, 19)
             self.child = ffmpeg_process.Child(polite, redact=str, on_error_line=lambda line: log.debug("view.ffmpeg", said=line))
             await self.child.start(inherit=(ends[1],))
             self._output = asyncio.StreamReader(limit=_CHUNK_BYTES)

@@ -16,6 +16,7 @@ import errno
 import os
 import resource
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,11 @@ def tool(name: str) -> str:
     if found is None:
         raise FileNotFoundError(errno.ENOENT, "util-linux has it, and it is not on PATH", name)
     return found
+
+
+def polite(argv: Sequence[str], niceness: int) -> list[str]:
+    """The command with a lower priority than its parent has. Raises FileNotFoundError if `nice` is not on PATH."""
+    return [tool("nice"), "-n", str(niceness), *argv]
 
 
 # A larger segment ends there, whole, and the capture continues in the next one: 64 GiB are half a day of 12 Mbit/s.

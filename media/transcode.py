@@ -42,7 +42,7 @@ log = structlog.get_logger()
 
 _CHUNK_BYTES = 1 << 18
 # Captures and decisions come first: encoders have more threads than a node has CPUs.
-_NICENESS = "5"
+_NICENESS = 5
 # No session is that long; without a limit, a stream whose timestamps run ahead could keep an encoder busy forever.
 _LONGEST_MS = 31 * 24 * 3_600_000
 
@@ -167,7 +167,7 @@ class Transcoder:
         fillings = [filling for kind in filled for filling in found.fillings(kind)]
         joined = joiner.Joiner(segments, found.kinds, fillings=fillings, placed=found.placed, silences=silences)
         input_bytes = await file_threads.BULK.run(size_in_all, segments)
-        run = FfmpegRun([resource_limits.tool("nice"), "-n", _NICENESS, *argv], resource_limits.transcode(input_bytes))
+        run = FfmpegRun(resource_limits.polite(argv, _NICENESS), resource_limits.transcode(input_bytes))
         log.info(
             "transcode.spawning", copied=sorted(chosen.copied), encoded=sorted(chosen.encoded), duration_ms=found.duration_ms
         )

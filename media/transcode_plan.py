@@ -30,6 +30,8 @@ _HANDED_PACKETS = 128
 _SOUND_MARGIN_S, _PICTURE_MARGIN_S, _CHANGE_MARGIN_S = 0.02, 0.0005, 0.002
 _RATE = 48_000
 _KEY_EVERY_S = 2
+# An hour of sound takes 60 MB of memory.
+_INTERLEAVED_US = 3_600_000_000
 _UNWATCHED_S = 60
 # The expression is one argument of a command, which Linux limits to 128 KiB.
 _MOST_SPANS = 2_000
@@ -80,7 +82,7 @@ def transcode_args(
     }
     if flv.VIDEO in chosen.encoded:
         # While a camera pauses, pictures come at its end only: sound waits in the muxer, so that players find both side by side.
-        options["max_interleave_delta"] = 0
+        options["max_interleave_delta"] = _INTERLEAVED_US
     if flv.VIDEO in found.kinds:
         streams.append(_video(source, found, options, growing=growing) if flv.VIDEO in chosen.encoded else source["v:0"])
         options.setdefault("c:v", "copy")

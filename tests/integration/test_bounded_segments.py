@@ -9,7 +9,7 @@ import pytest
 from media import following, transcode
 from tests import flv_source
 from tests.integration.test_bounded_spool import NOISE, decoded, soon
-from tests.integration.test_following import Growing, stream
+from tests.integration.test_following import Growing, grow, stream
 
 SOON = soon
 
@@ -34,11 +34,7 @@ async def test_a_second_segment_keeps_what_is_in_no_piece(tmp_path: Path, soon: 
     part = live / "00000001.p1.mp4"
     recording = following.Following(flv_source.FFMPEG, "02", part, bound_bytes=64 << 20)
     try:
-        for each in growing:
-            recording.add(each.path)
-            for second in range(round(each.ends_ms / 1_000) + 2):
-                each.until(second * 1_000)
-                await recording.look()
+        await grow(recording, growing)
         finished = await recording.finish([each.whole for each in growing], live / "finished.mp4")
     finally:
         await recording.stop()

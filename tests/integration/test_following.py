@@ -106,18 +106,23 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "PLACE_EVERY_MS", 1_000)
 
 
+async def grow(recording: following.Following, growing: Iterable[Growing]) -> None:
+    """Let the segments grow, one after the other, in steps of a second."""
+    for segment in growing:
+        recording.add(segment.path)
+        for second in range(round(segment.ends_ms / 1000) + 2):
+            segment.until(second * 1_000)
+            await recording.look()
+
+
 async def followed(
     growing: Sequence[Growing], mode: str, folder: Path, encoders: asyncio.Semaphore | None = None
 ) -> tuple[transcode.TranscodeOutput, following.Following]:
-    """Follow the segments, which grow one after the other, in steps of a second."""
+    """Follow the segments while they grow."""
     extension = "mp3" if mode == "00" else "mp4"
     recording = following.Following(flv_source.FFMPEG, mode, folder / f"finished.{extension}.part", encoders=encoders)
     try:
-        for segment in growing:
-            recording.add(segment.path)
-            for second in range(round(segment.ends_ms / 1000) + 2):
-                segment.until(second * 1_000)
-                await recording.look()
+        await grow(recording, growing)
         finished = await recording.finish([segment.whole for segment in growing], folder / f"followed.{extension}")
     finally:
         await recording.stop()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from media import black, flv, following, growing_output, joiner, survey
+from media import black, flv, following, growing_output, joiner, survey, transcode_plan
 from tests import flv_source
 from tests.integration.test_following import Growing, Sent, check_same, followed, parts, soon, stream
 
@@ -114,6 +116,22 @@ async def test_an_end_waits_for_no_slow_encoder(
     """An encoder that has minutes left, or takes longer than an end may, costs its own recording its follower only."""
     monkeypatch.setattr(following, name, value)
     with pytest.raises(following.GaveUp, match=why):
+        await followed(growing(tmp_path, "a larger size"), "02", tmp_path)
+    assert parts(tmp_path) == []
+
+
+async def test_a_starved_encoder_holds_up_nobody(tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder that stands still is given up within a look, so that its process hears the ends of other recordings."""
+    monkeypatch.setattr(growing_output, "STARVED_S", 0.2)
+    monkeypatch.setattr(growing_output, "_ENCODED_BYTES", 1_024)
+    argv = transcode_plan.transcode_args
+
+    def standing_still(*given: Any, **options: Any) -> list[str]:
+        made = argv(*given, **options)
+        return [sys.executable, "-c", "import time; time.sleep(60)"] if "libx264" in made else made
+
+    monkeypatch.setattr(transcode_plan, "transcode_args", standing_still)
+    with pytest.raises(following.GaveUp, match="takes too long"):
         await followed(growing(tmp_path, "a larger size"), "02", tmp_path)
     assert parts(tmp_path) == []
 
