@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,14 +104,12 @@ def of_process(pid: int) -> dict[str, float]:
 
 def of_files(database: Path, spool: Path) -> dict[str, float]:
     """Size of the database's files (none where a server keeps them), and bytes and files of the spool."""
-    files = [p for p in database.parent.glob(database.name + "*") if p.is_file()] if database.name else []
-    sizes = []
-    for path in spool.rglob("*"):
-        with contextlib.suppress(OSError):
-            if path.is_file() and not path.name.startswith("."):
-                sizes.append(path.stat().st_size)
+    kept = database.parent.glob(database.name + "*") if database.name else ()
+    # os.walk passes over a folder that has just been removed; pathlib's own walk would raise.
+    spooled = [Path(folder, name) for folder, _, names in os.walk(spool) for name in names if not name.startswith(".")]
+    sizes = _sizes(spooled)
     return {
-        "database_mib": sum(p.stat().st_size for p in files if p.exists()) / MIB,
+        "database_mib": sum(_sizes(kept)) / MIB,
         "spool_mib": sum(sizes) / MIB,
         "spool_files": float(len(sizes)),
     }
@@ -170,6 +168,15 @@ def second_half(samples: Sequence[Sample]) -> Sequence[Sample]:
     """The samples from the middle of the time on."""
     middle_s = (samples[0].at_s + samples[-1].at_s) / 2
     return [s for s in samples if s.at_s >= middle_s]
+
+
+def _sizes(paths: Iterable[Path]) -> list[int]:
+    """The sizes in bytes of those files that are still there."""
+    sizes = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return sizes
 
 
 def _fields(path: Path) -> dict[str, float]:

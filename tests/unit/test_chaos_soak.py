@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,6 +19,22 @@ from tests.chaos import soak, soak_samples
 
 CAPTURES = 20
 SECONDS = 600
+
+
+class Listed(contextlib.AbstractContextManager["Listed"]):
+    """The entries of a folder as they were, in the form of os.scandir."""
+
+    def __init__(self, entries: Iterable[os.DirEntry[str]]) -> None:
+        self._left = iter([*entries])
+
+    def __iter__(self) -> Iterator[os.DirEntry[str]]:
+        return self
+
+    def __next__(self) -> os.DirEntry[str]:
+        return next(self._left)
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
 
 
 def sample(at_s: float = 0.0, **figures: float) -> soak_samples.Sample:
@@ -73,6 +93,28 @@ def test_a_native_capture_counts_as_a_capture(tmp_path: Path) -> None:
 def test_every_table_is_looked_at() -> None:
     """Every table of the schema is in the list, so that its growth is noticed."""
     assert set(soak_samples.TABLES) == set(tables.metadata.tables)
+
+
+def test_a_folder_may_go_while_the_spool_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A recording's folder, listed a moment ago, is removed when its session has finished. That must not end the sampler."""
+    spool = tmp_path / "spool"
+    going = ["alice", "carol"]
+    for name in (*going, "bob"):
+        (spool / name).mkdir(parents=True)
+        (spool / name / "1.flv").write_bytes(bytes(soak_samples.MIB))
+    listed = os.scandir
+
+    def and_goes(folder: Any = ".") -> Any:
+        found = listed(folder)
+        if isinstance(folder, int) or Path(folder) != spool:
+            return found
+        entries = Listed(found)
+        shutil.rmtree(spool / going.pop(0))
+        return entries
+
+    monkeypatch.setattr(os, "scandir", and_goes)
+    figures = soak_samples.of_files(Path(), spool)
+    assert (figures["spool_files"], figures["spool_mib"]) == (2, 2)
 
 
 async def test_a_sampler_that_ends_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
