@@ -38,7 +38,9 @@ class FollowedSegment:
             return False
         taken = len(tags)
         if growing and not self.first.placement.covers(tags[-1]):
-            taken = next(index for index, tag in enumerate(tags) if not self.first.placement.covers(tag))
+            # All may be known by now: their records are written meanwhile.
+            unknown = (index for index, tag in enumerate(tags) if not self.first.placement.covers(tag))
+            taken = next(unknown, len(tags))
         if self._reader.damaged or any(tag.after_damage for tag in tags):
             raise GaveUp("a segment is damaged")
         self.first.add(found, tags[:taken])

@@ -23,6 +23,7 @@ from media import (
     followers,
     following,
     joiner,
+    placement,
     spool,
     survey,
     timeline,
@@ -78,9 +79,15 @@ class Growing:
             file.write(b"".join(flv.encode(tag.kind, tag.timestamp_ms, tag.payload) for tag, _ in fresh))
         with arrival_index.path_of(self.path).open("ab") as file:
             file.write(arrival_index.header(BEGAN_MS) * (self._written == 0))
-            known = self._sent[self._recorded : recorded]
+        self._written = arrived
+        self.record(recorded)
+
+    def record(self, until: int | None = None) -> None:
+        """Write the records of the tags before this one, or of all that are written."""
+        known = self._sent[self._recorded : self._written if until is None else until]
+        with arrival_index.path_of(self.path).open("ab") as file:
             file.write(b"".join(arrival_index.record(round(at), tag.kind, len(tag.payload)) for tag, at in known))
-        self._written, self._recorded = arrived, recorded
+        self._recorded += len(known)
 
     @property
     def ends_ms(self) -> float:
@@ -159,6 +166,25 @@ async def test_records_that_come_later_than_their_tags(tmp_path: Path, soon: Non
     growing = [Growing(tmp_path / "00000001.flv", stream(20), unrecorded=5)]
     made, _ = await followed(growing, "02", tmp_path)
     await check_same(made, growing, "02", tmp_path)
+
+
+async def test_records_that_are_written_during_a_look(tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that was missing a moment ago may be there when the look asks which one is."""
+    growing = Growing(tmp_path / "00000001.flv", stream(20), unrecorded=5)
+    asked = placement.Placement.covers
+    missing: list[bool] = []
+
+    def covers(self: placement.Placement, tag: flv.Tag) -> bool:
+        found = asked(self, tag)
+        if not found:
+            missing.append(True)
+            growing.record()
+        return found
+
+    monkeypatch.setattr(placement.Placement, "covers", covers)
+    made, _ = await followed([growing], "02", tmp_path)
+    assert missing
+    await check_same(made, [growing], "02", tmp_path)
 
 
 async def test_packets_that_do_not_move_are_joined_soon(tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
