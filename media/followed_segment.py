@@ -24,6 +24,7 @@ class FollowedSegment:
         self.first = placed_pass.PlacedPass(path, kinds, begin)
         self.begun_ms = self.arrived_ms = 0.0
         self._reader = rest.tags(path, begin)
+        self._size_bytes = 0  # when its end was read
         self._unknown: list[flv.Tag] = []  # read, and their arrival is still to be written
         # By when the bytes before an offset had arrived.
         self._marks: list[tuple[float, int]] = []
@@ -31,9 +32,11 @@ class FollowedSegment:
     def read(self, found: survey.Survey, *, growing: bool) -> bool:
         """Take some of the tags that were written since; returns whether more may follow at once. Raises GaveUp for a damaged
         segment."""
+        size_bytes = 0 if growing else self.path.stat().st_size
         tags = self._unknown or self._reader.read(_READ_BYTES, growing=growing)
         if not tags:
             if not growing:
+                self._size_bytes = size_bytes
                 self.close()
             return False
         taken = len(tags)
@@ -50,6 +53,11 @@ class FollowedSegment:
             self._note(tags[taken].offset if taken < len(tags) else self._reader.position_bytes)
         self._unknown = tags[taken:]
         return not self._unknown
+
+    @property
+    def grown(self) -> bool:
+        """Whether there is more than what was read as its end (blocking): a superseded capture may write a while longer."""
+        return self.path.stat().st_size > self._size_bytes
 
     def close(self) -> None:
         """Close the files; safe to call twice."""

@@ -126,7 +126,7 @@ class Following:
             await self._writing.go_on()
         while self._read(growing=True):
             await asyncio.sleep(0)  # others read too
-            lasted_ms = self._newest_ms - self._segments[0].begun_ms
+            lasted_ms = self._lasted_ms
             if self.behind:
                 continue
             if lasted_ms > LAG_MS / 2 and self._newest_ms - self._placed_ms >= self._place_every_ms(lasted_ms):
@@ -139,6 +139,11 @@ class Following:
             await file_threads.BULK.run(self._writing.bounded.look)
         return self._newest_ms > before_ms
 
+    @property
+    def _lasted_ms(self) -> float:
+        """The time between the first and the newest arrival. A segment may have no packet."""
+        return self._newest_ms - next((each.begun_ms for each in self._segments if each.begun_ms), self._newest_ms)
+
     def _place_every_ms(self, lasted_ms: float) -> float:
         every_ms = max(PLACE_EVERY_MS, lasted_ms / _PLACES)
         return min(every_ms, _BOUNDED_PLACE_MS) if self._bound_bytes else every_ms
@@ -150,6 +155,8 @@ class Following:
         segments = pieces.left(segments, self._begin)
         if [each.path for each in segments if each.path.exists()] != [segment.path for segment in self._segments]:
             raise GaveUp("the recording has other segments")
+        if any(segment.grown for segment in self._segments):
+            raise GaveUp("a segment grew behind its end")
         if self._writing is None:
             raise GaveUp(self._why)
         found, placed = self._survey(segments)
@@ -170,9 +177,12 @@ class Following:
 
     async def _whole(self, found: survey.Survey, placed: growing_output.Placed) -> growing_output.GrowingOutput:
         """Join all that is left, and end the file. Raises TimeoutError too."""
-        encodes = self._writing is not None and self._writing.encodes
-        if encodes and self._writing is not None and found.duration_ms - self._writing.joined_ms > _MOST_LEFT_MS:
-            raise GaveUp("its encoder is far behind")
+        chosen = transcode_plan.plan(found, self._mode)
+        encodes = flv.VIDEO in chosen.encoded
+        kept = self._writing is not None and self._writing.keeps_plan(found, chosen)
+        joined_ms = self._writing.joined_ms if kept and self._writing is not None else 0
+        if encodes and found.duration_ms - joined_ms > _MOST_LEFT_MS:
+            raise GaveUp("its encoder is far behind" if kept else "its plan changed at its end")
         async with asyncio.timeout(_ENCODED_S if encodes else None):
             await self._write(found, placed, float("inf"))
             if self._writing is None:
@@ -258,8 +268,7 @@ class Following:
         if moved:
             self._lag.longest()
         self.restarts += 1
-        lasted_ms = self._newest_ms - self._segments[0].begun_ms
-        if self.restarts > MOST_RESTARTS + lasted_ms // RESTART_EVERY_MS:
+        if self.restarts > MOST_RESTARTS + self._lasted_ms // RESTART_EVERY_MS:
             raise GaveUp("its plan changed too often")
 
 
@@ -283,10 +292,16 @@ class _Lag:
         both = [*zip(known, placed, strict=False)]
         while self._part < len(_LAG_PARTS) - 1:
             until_ms = then_ms - LAG_MS * _LAG_PARTS[self._part]
-            if all(one is not None and other is not None and agreement.until(one, other, until_ms) for one, other in both):
+            if all(_agree(one, other, until_ms) for one, other in both):
                 break
             self._part += 1
 
     def longest(self) -> None:
         """Packets have moved that were joined."""
         self._part = len(_LAG_PARTS) - 1
+
+
+def _agree(one: joiner.Placed | None, other: joiner.Placed | None, until_ms: float) -> bool:
+    if one is None or other is None:
+        return one is other  # a segment without packets
+    return agreement.until(one, other, until_ms)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from media import codecs, flv, presence, sound, video_headers
 
 _LONGEST_FRAME_MS = 1_000
-_SLOWEST, _FASTEST = 5, 60
+# The frame rates that a file may have. Measured ones, by the milliseconds of tags, are up to so much higher.
+_RATES, _MEASURED_PART = (5, 8, 10, 12, 15, 20, 24, 25, 30, 40, 48, 50, 60), 1.02
+_MEASURED_MS = 4_000
 # Far more than a publisher's size changes; an untrusted stream may change with every packet.
 _MOST_HEADERS, _LONGEST_HEADER_BYTES = 256, 4_096
 _LARGEST_SIDE = 4_096
@@ -17,7 +19,8 @@ _COPIED = {flv.AUDIO: "aac", flv.VIDEO: "avc"}
 @dataclass(kw_only=True)
 class Formats:
     """`codecs`: those of each track. `headers`: the different configurations of each track, those inside key frames included.
-    `first`: each track's first packet with the header in force. `presence`: when a track has which codec, if it has several."""
+    `first`: each track's first packet with the header in force. `presence`: when a track has which codec, if it has several.
+    `frames` were counted in `frames_ms`, which begins again when a rate is measured; `fastest` is the highest one so far."""
 
     codecs: dict[int, set[str]] = field(default_factory=dict)
     headers: dict[int, list[bytes]] = field(default_factory=dict)
@@ -25,6 +28,7 @@ class Formats:
     presence: presence.Presence = field(default_factory=presence.Presence)
     frames: int = 0
     frames_ms: int = 0
+    fastest: float = 0.0
 
     def is_uniform(self, kind: int) -> bool:
         """Whether a track has one configuration, of a codec that every player supports."""
@@ -56,9 +60,10 @@ class Formats:
 
     @property
     def rate(self) -> int:
-        """Frames per second while there are frames, 5 to 60."""
-        measured = round(self.frames * 1000 / self.frames_ms) if self.frames_ms else 15
-        return min(max(measured, _SLOWEST), _FASTEST)
+        """Frames per second that show every picture, 5 to 60: the highest rate of any few seconds. It never falls, and seldom
+        rises, so that a file which is encoded while the recording runs seldom begins again."""
+        measured = self.fastest or (self.frames * 1000 / self.frames_ms if self.frames_ms else 15)
+        return next((rate for rate in _RATES if measured <= rate * _MEASURED_PART), _RATES[-1])
 
     def note_packet(self, tag: flv.Tag, header: bytes | None) -> None:
         """Note the codec and configuration of a packet."""
@@ -76,6 +81,9 @@ class Formats:
         if 0 < distance_ms <= _LONGEST_FRAME_MS:
             self.frames += 1
             self.frames_ms += distance_ms
+        if self.frames_ms >= _MEASURED_MS:
+            self.fastest = max(self.fastest, self.frames * 1000 / self.frames_ms)
+            self.frames = self.frames_ms = 0
 
     def _note_header(self, kind: int, header: bytes | None) -> None:
         known = self.headers.setdefault(kind, [])

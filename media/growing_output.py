@@ -1,8 +1,8 @@
 """The unfinished file of a recording that is followed: one run of ffmpeg, fed with the packets of segments that still grow.
 
 Rules: a packet is fed once, in order. A later survey may continue the file only if it places all that was fed where it was fed,
-and keeps the plan. Pictures that are encoded may change their size, as long as they need no larger canvas. Feeding an encoder
-takes as long as it encodes, so that is done in turns of FED_S.
+and keeps the plan. Pictures that are encoded may change their size, as long as they need no larger canvas and no higher frame
+rate. Feeding an encoder takes as long as it encodes, so that is done in turns of FED_S.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ class GrowingOutput:
         """Continue with a later survey of the same plan; False if it disagrees with what was joined."""
         for index in range(self._at + 1):
             one, other = self._placed[index], placed[index]
+            if one is None and other is None:
+                continue
             if one is None or other is None:
                 return False
             if index < self._at and not agreement.whole(one, other):
@@ -237,7 +239,7 @@ class GrowingOutput:
 
 
 def _described(found: survey.Survey, chosen: transcode_plan.Plan) -> object:
-    """What ffmpeg knows of the tracks: their configurations, and of pictures that it encodes the canvas only."""
+    """What ffmpeg knows of the tracks: their configurations, and of pictures that it encodes the canvas and the frame rate."""
     if flv.VIDEO not in chosen.encoded:
         return found.headers
-    return [found.canvas, found.codecs[flv.VIDEO], found.headers.get(flv.AUDIO)]
+    return [found.canvas, found.rate, found.codecs[flv.VIDEO], found.headers.get(flv.AUDIO)]

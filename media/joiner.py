@@ -166,7 +166,7 @@ class Joiner:
         self._silences = silences
         self._held: tuple[filling.Key, int, float, bytes] | None = None  # a picture: its track, tag, place and payload
         self._picture_ms = 0
-        self._spacing_ms = 0.0
+        self._spacing_ms: float | None = None
         self.end_ms = 0
         self.latest: tuple[float, float] | None = None  # the latest packet: its position, and when it was live
 
@@ -247,8 +247,7 @@ class Joiner:
 
     def enter(self, placed: Placed) -> placement.Places:
         """Begin a segment with an arrival index; returns the places of its packets."""
-        if flv.VIDEO in placed.live.tracks:
-            self._spacing_ms = min(placed.live.tracks[flv.VIDEO].frame_ms, _MOST_SPACED_MS)
+        self._spacing_ms = None
         return placement.Places(placed.live)
 
     def leave(self, placed: Placed) -> Iterator[bytes]:
@@ -279,6 +278,8 @@ class Joiner:
         if tag.kind == flv.AUDIO or tag.is_key:
             self._due.repeat(key, self._headers.get(key), payload)
         if tag.kind == flv.VIDEO:
+            if self._spacing_ms is None:  # not earlier: the track of a segment that grows may begin late
+                self._spacing_ms = min(places.frame_ms(tag.kind), _MOST_SPACED_MS)
             yield from self._picture(key, tag.timestamp_ms, at_ms, payload)
         elif self._silences is not None:
             yield from self._sounds(self._silences.place(self._headers.get(key), payload, at_ms))
@@ -306,11 +307,12 @@ class Joiner:
 
     def _spaced(self, key: filling.Key, at_ms: int) -> int:
         """The place of a picture, no closer to the one before than pictures usually are: their tags jitter."""
+        assert self._spacing_ms is not None  # noqa: S101 - set with the first picture
         distance_ms = at_ms - self._picture_ms
         self._picture_ms = at_ms
         if abs(distance_ms) <= _MOST_SPACED_MS:  # also a step back: jitter takes from one distance what it gives to another
             self._spacing_ms += _LEARN * (distance_ms - self._spacing_ms)
-        if key not in self._written_ms:
+        if key not in self._written_ms or key in self._filled:
             return at_ms
         least_ms = self._written_ms[key] + round(_LEAST_SPACING * self._spacing_ms)
         return least_ms if 0 < least_ms - at_ms <= _MOST_SPACED_MS else at_ms

@@ -181,6 +181,10 @@ class Places:
             else:
                 self._tracks[kind] = _TrackPlaces(track)
 
+    def frame_ms(self, kind: int) -> float:
+        """The usual distance of the pictures of a track that has begun."""
+        return self._tracks[kind].frame_ms
+
     def place(self, tag: flv.Tag) -> float | None:
         """When the packet was live (Unix ms); None for a tag that is no packet, or that the successor replaces."""
         if not self._packets.is_packet(tag) or tag.kind not in self._tracks:
@@ -221,7 +225,7 @@ class _TrackPlaces:
         self._tag_ms = self._stretch.tag_ms
 
     def renew(self, track: Track) -> None:
-        self._frame_ms = track.frame_ms
+        self.frame_ms = track.frame_ms
         self._stretches = [(run, stretch) for run in track.runs for stretch in run.stretches]
         self._run, self._stretch = self._stretches[self._index]
 
@@ -236,7 +240,7 @@ class _TrackPlaces:
             at_ms = self._counted_ms
             self._counted_ms += packet_ms
         elif not self._stretch.standing:  # there the arrival has placed it
-            at_ms += min(stood * self._frame_ms, track_clock.STOOD_MS)
+            at_ms += min(stood * self.frame_ms, track_clock.STOOD_MS)
         self._taken += 1
         return self._run.live_ms(self._stretch.at_ms + at_ms)
 

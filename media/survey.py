@@ -203,7 +203,7 @@ def assembled(
                 empty = layout.SegmentLayout(points=[(float(last_ms or 0), at_ms)], begin_ms=at_ms, end_ms=at_ms)
                 found.placed[-1] = joiner.Placed(live=placed.placement, file=empty)
                 continue
-            found.unindexed = True
+            found.unindexed |= placed.superseded  # one without packets is joined as nothing
             if not placed.superseded:
                 vanished_ms += _vanished(found, segment)
             continue

@@ -41,10 +41,12 @@ BEGAN_MS = 1_790_000_000_000
 Sent = list[tuple[flv.Tag, float]]
 
 
-def stream(seconds: int, *, begin_ms: int = 0, size: str = "320x240", seed: int = 1, filters: str = "null") -> Sent:
+def stream(
+    seconds: int, *, begin_ms: int = 0, size: str = "320x240", seed: int = 1, filters: str = "null", rate: int = 15
+) -> Sent:
     """A stream with both tracks, whose packets arrive up to 0.9 s late now and then, in the order of their arrival."""
     noise = random.Random(seed)
-    tags = flv_source.content(size, filters=filters)
+    tags = flv_source.content(size, rate=rate, filters=filters)
     sent = [(replace(tag, timestamp_ms=begin_ms), float(begin_ms)) for tag in tags if tag.is_sequence_header]
     late_ms, last_ms = 0.0, 0.0
     for repeat in range(-(-seconds // 10)):
@@ -185,6 +187,39 @@ async def test_records_that_are_written_during_a_look(tmp_path: Path, soon: None
     made, _ = await followed([growing], "02", tmp_path)
     assert missing
     await check_same(made, [growing], "02", tmp_path)
+
+
+@pytest.mark.parametrize("empty", [1, 2])
+async def test_a_pull_that_brought_no_media(tmp_path: Path, soon: None, empty: int) -> None:
+    """A segment of configurations only, before or between others, changes nothing."""
+    sent = [stream(20), stream(12, begin_ms=26_000, seed=2)]
+    at_ms = sent[empty - 1][0][1] - 1_000 if empty > 1 else 0.0
+    sent.insert(empty - 1, [(tag, at_ms) for tag, _ in stream(1) if tag.is_sequence_header])
+    growing = [Growing(tmp_path / f"{number:08d}.flv", each) for number, each in enumerate(sent, 1)]
+    made, recording = await followed(growing, "02", tmp_path)
+    assert recording.restarts == 0
+    await check_same(made, growing, "02", tmp_path)
+
+
+async def test_a_superseded_capture_that_writes_a_while_longer(tmp_path: Path, soon: None) -> None:
+    """What it adds behind the end that was read is in the transcode's file: the follower gives up."""
+    first, second = (
+        Growing(tmp_path / "00000001.flv", stream(20)),
+        Growing(tmp_path / "00000002.flv", stream(20, begin_ms=15_000)),
+    )
+    recording = following.Following(flv_source.FFMPEG, "02", tmp_path / "finished.mp4.part")
+    recording.add(first.path)
+    recording.add(second.path)
+    for second_s in range(15):
+        first.until(second_s * 1_000)
+        await recording.look()
+    second.until(30_000)
+    await recording.look()
+    first.until(16_000)
+    second.until(40_000)
+    with pytest.raises(following.GaveUp, match="grew behind its end"):
+        await recording.finish([first.whole, second.whole], tmp_path / "followed.mp4")
+    await recording.stop()
 
 
 async def test_packets_that_do_not_move_are_joined_soon(tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch) -> None:

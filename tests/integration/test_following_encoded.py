@@ -54,6 +54,37 @@ async def test_pictures_that_are_encoded(tmp_path: Path, soon: None, kind: str) 
     await check_same(made, segments, "02", tmp_path)
 
 
+@pytest.mark.parametrize(("first", "then", "rises"), [(5, 25, True), (15, 24, True), (25, 5, False), (15, 14, False)])
+async def test_a_camera_that_changes_its_frame_rate(tmp_path: Path, soon: None, first: int, then: int, rises: bool) -> None:
+    """The file begins again for a higher rate, so that it has every picture, and is the same. A lower one changes nothing."""
+    sent = [turned_on(stream(20, rate=first), 9_901), stream(20, begin_ms=20_000, rate=then)]
+    segments = [Growing(tmp_path / f"{number:08d}.flv", each) for number, each in enumerate(sent, 1)]
+    made, recording = await followed(segments, "02", tmp_path)
+    assert (recording.restarts > 1) == rises  # once, because the camera comes late
+    await check_same(made, segments, "02", tmp_path)
+
+
+@pytest.mark.parametrize(("rate", "on_ms"), [(15, 9_901), (24, 10_331), (10, 12_077), (30, 7_013)])
+async def test_the_first_pictures_of_a_late_camera(tmp_path: Path, soon: None, rate: int, on_ms: int) -> None:
+    """Their places depend on the camera's own pictures: on none of the black ones before them, and not on when it came."""
+    segments = [
+        Growing(tmp_path / "00000001.flv", turned_on(stream(20, rate=rate), on_ms)),
+        Growing(tmp_path / "00000002.flv", stream(10, begin_ms=20_000, rate=rate)),
+    ]
+    made, _ = await followed(segments, "02", tmp_path)
+    await check_same(made, segments, "02", tmp_path)
+
+
+async def test_an_end_begins_no_long_encoding(tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A camera that comes just before the end: the whole file would have to be encoded while others wait."""
+    monkeypatch.setattr(following, "_MOST_LEFT_MS", 10_000)
+    monkeypatch.setattr(following, "PLACE_EVERY_MS", 8_000)
+    segment = Growing(tmp_path / "00000001.flv", turned_on(stream(26), 24_901))
+    with pytest.raises(following.GaveUp, match="plan changed at its end"):
+        await followed([segment], "02", tmp_path)
+    assert parts(tmp_path) == []
+
+
 async def test_pictures_alone_end_with_their_last_frame(tmp_path: Path, soon: None) -> None:
     """The file lasts for whole frames: the black picture that tells its end is not in it."""
     both = [*flv_source.content(duration_s=12), *flv_source.content("160x120", duration_s=12)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from media import flv, joiner, survey, timeline, transcode_plan
+from media import flv, formats, joiner, survey, timeline, transcode_plan
 from tests import flv_source
 
 BOTH = timeline.wanted("02")
@@ -142,6 +142,28 @@ def test_holes_decide_what_is_copied(tmp_path: Path) -> None:
     assert transcode_plan.plan(whole, "02", copy=False).encoded == BOTH
     assert transcode_plan.plan(survey.survey([_segment(tmp_path / "c", _both(0, 4_000))], "00"), "00").encoded == {flv.AUDIO}
     assert whole.rate == 10
+
+
+@pytest.mark.parametrize(
+    ("distances_ms", "rate"),
+    [
+        ([66, 67] * 1_000, 15),
+        ([33, 33, 34] * 1_000, 30),
+        ([200] * 100 + [40] * 200, 25),  # a slow start
+        ([40] * 200 + [1_000] * 3_000, 25),
+        ([1_000] * 60, 5),
+        ([71, 72] * 500, 15),
+        ([10] * 1_000, 60),
+        ([], 15),
+        ([50], 20),
+    ],
+)
+def test_the_frame_rate_shows_every_picture(distances_ms: list[int], rate: int) -> None:
+    """The fastest seconds of a recording decide, as one of the usual rates. A single frame counts until there are seconds."""
+    found = formats.Formats()
+    for distance_ms in distances_ms:
+        found.note_frame(distance_ms)
+    assert found.rate == rate
 
 
 def test_gaps_are_wall_seconds_at_their_place_in_the_file(tmp_path: Path) -> None:
