@@ -126,7 +126,10 @@ async def _run(answers: BinaryIO) -> None:
     while (message := await read(stream)) is not None:
         if isinstance(message, Begin):
             told[message.number] = asyncio.Queue()
-            recording = following.Following(message.ffmpeg, message.mode, message.part, decoder=decoder, encoders=encoders)
+            bound_bytes, part = message.bound_bytes, message.part  # what stays if the follower of its rest cannot begin
+            recording = following.Following(
+                message.ffmpeg, message.mode, part, bound_bytes=bound_bytes, decoder=decoder, encoders=encoders
+            )
             task = asyncio.create_task(_follow(message, recording, told[message.number], looks, answer))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -208,7 +211,10 @@ async def _finished(
 async def _look(recording: following.Following, begin: Begin) -> bool:
     """Look once, if there is room. Raises the errors of Following.look."""
     if not begin.bound_bytes:
-        found = await file_threads.BULK.run(os.statvfs, begin.part.parent)
+        try:
+            found = await file_threads.BULK.run(os.statvfs, begin.part.parent)
+        except FileNotFoundError:  # its capture has still to make the folder
+            return False
         if found.f_bavail * found.f_frsize < LEAST_FREE_BYTES:
             raise following.GaveUp("the spool is nearly full")
     return await recording.look()

@@ -122,6 +122,11 @@ class Followers:
         await asyncio.gather(*(self.drop(recording) for recording in list(self._followers)))
 
 
+def _give(waiting: asyncio.Future[follower_process.Answer | None], answer: follower_process.Answer | None) -> None:
+    if not waiting.done():
+        waiting.set_result(answer)
+
+
 class _Process:
     """One process, spawned when it is needed. `answers`: those that are still to come, by number."""
 
@@ -172,13 +177,13 @@ class _Process:
         assert process.stdout is not None  # noqa: S101 - asked for
         while (answer := await follower_process.read(process.stdout)) is not None:
             if answer.number in self.answers:
-                self.answers.pop(answer.number).set_result(answer)
+                _give(self.answers.pop(answer.number), answer)
         self.kill()
         code = await process.wait()
         if self.answers:
             log.warning("follower.process_ended", recordings=len(self.answers), code=code)
         for number in list(self.answers):
-            self.answers.pop(number).set_result(None)
+            _give(self.answers.pop(number), None)
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         guard = [resource_limits.tool("setpriv"), "--pdeathsig", "KILL", "--no-new-privs", "--"]
@@ -262,7 +267,7 @@ class _Follower:
         _, late = await asyncio.wait((self._answer,), timeout=limit_s)
         if late:
             self._process.kill()
-        return await self._answer
+        return await asyncio.shield(self._answer)
 
     async def _run(self) -> None:
         """Follow after a while. On a bounded spool the file cannot be made afterwards: a follower that ends has a successor,
@@ -311,7 +316,7 @@ class _Follower:
             return
         for segment in dict.fromkeys((*earlier, *self._segments)):
             process.tell(follower_process.Segment(number=self._number, path=segment))
-        answer = await self._answer
+        answer = await asyncio.shield(self._answer)
         if answer is not None and answer.why:
             log.info("follower.gave_up", recording=self._followed.recording, why=answer.why)
         if bound_bytes:

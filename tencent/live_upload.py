@@ -53,6 +53,7 @@ class LiveUpload:
         self._in_thread = in_thread
         self._path = path
         self._file = -1
+        self._begun_again = False
         shorter_bytes = file_parts.MIN_PART_BYTES - part_bytes
         self.state = cos_upload.UploadState(upload_id="", part_size_bytes=part_bytes, head_bytes=shorter_bytes, confirmed=True)
         self._offset = self.sent_bytes
@@ -102,6 +103,8 @@ class LiveUpload:
 
     def _next(self) -> bytes | None:
         """The next part (blocking); b"" if the file has begun again, None if no whole part follows yet."""
+        if self._begun_again:  # its upload is still to be aborted
+            return b""
         try:
             found = self._path.stat()
         except FileNotFoundError:
@@ -109,6 +112,7 @@ class LiveUpload:
         if self._file >= 0 and not os.path.samestat(found, os.fstat(self._file)):
             os.close(self._file)
             self._file = -1
+            self._begun_again = True
             return b""
         if self._file < 0:
             self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
@@ -157,3 +161,4 @@ class LiveUpload:
     def _forget(self) -> None:
         self.state = replace(self.state, upload_id="", parts=())
         self._offset = self.sent_bytes
+        self._begun_again = False

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from media import arrival_index, flv, follower_process, followers, following, resource_limits
 from tests import flv_source, waiting
@@ -137,3 +138,47 @@ async def test_a_process_that_dies_costs_its_recordings_their_followers(tmp_path
     await waiting.until(follow(node, "c", segment.path).exists, 30, "the file of the follower")
     assert node.pids() not in ([], [pid])
     assert await node.finish("c", [segment.whole], tmp_path / "c.mp4") is not None
+
+
+async def test_a_cancelled_end_leaves_the_answers_of_others(
+    tmp_path: Path, node: followers.Followers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a process that did not answer in time is being killed, the job of one recording is cancelled. The other recordings
+    still learn that there is no file."""
+    segment = growing(tmp_path, "a")
+    parts = [follow(node, name, segment.path) for name in ("a", "b")]
+    await waiting.until(lambda: all(part.exists() for part in parts), 30, "the files")
+    (pid,) = node.pids()
+    os.kill(pid, signal.SIGSTOP)
+    killed = asyncio.Event()
+    with monkeypatch.context() as late:
+        late.setattr(followers, "_FINISH_S", -10.0)
+        late.setattr(followers._Process, "kill", lambda _: killed.set())
+        ending = asyncio.create_task(node.finish("a", [segment.whole], tmp_path / "a.mp4"))
+        await asyncio.wait_for(killed.wait(), 30)
+        ending.cancel()
+    os.kill(pid, signal.SIGKILL)
+    await asyncio.gather(ending, return_exceptions=True)
+    assert await asyncio.wait_for(node.finish("b", [segment.whole], tmp_path / "b.mp4"), 60) is None
+
+
+async def test_a_rest_that_cannot_begin_removes_no_piece(tmp_path: Path, node: followers.Followers) -> None:
+    """The first piece of a bounded recording has the name that the follower of the rest begins with."""
+    piece = tmp_path / "00000001.p1.mp4"
+    piece.write_bytes(b"media that is nowhere else")
+    piece.with_name(f"{piece.name}.json").write_text("{")
+    segment = test_following.Growing(tmp_path / "00000001.flv", test_following.stream(10))
+    segment.until(5_000)
+    with structlog.testing.capture_logs() as logged:
+        followed = followers.Followed(recording="a", mode="02", part=piece, earlier=list, bound_bytes=1 << 20)
+        node.capturing(followed, segment.path)
+        await waiting.until(lambda: any(each["event"] == "follower.gave_up" for each in logged), 30, "the end of the follower")
+    assert piece.read_bytes() == b"media that is nowhere else"
+
+
+async def test_a_recording_whose_folder_is_still_to_come(tmp_path: Path) -> None:
+    """A follower that looks before the capture has made the folder looks again later."""
+    begin = follower_process.Begin(number=1, ffmpeg=flv_source.FFMPEG, mode="02", part=tmp_path / "later" / "a.mp4.part")
+    recording = following.Following(flv_source.FFMPEG, "02", begin.part)
+    assert not await follower_process._look(recording, begin)
+    await recording.stop()

@@ -113,6 +113,28 @@ async def test_a_file_that_begins_again(growing: Growing, server: scripted_cos.C
     assert server.uploads == {}
 
 
+async def test_a_file_that_begins_again_while_the_keys_are_away(
+    growing: Growing, server: scripted_cos.Cos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a client the old upload cannot be aborted yet. No later look continues it with the new file's bytes."""
+    await growing.grow(3 * MIB)
+    growing.path.unlink()
+    growing.data = b""
+
+    async def away() -> cos_requests.Client:
+        raise errors.UploadFailed("no credentials", reason=Reason.EXPIRED_TOKEN, retry=True)
+
+    with monkeypatch.context() as keys:
+        keys.setattr(growing, "_connect", away)
+        with pytest.raises(errors.UploadFailed, match="no credentials"):
+            await growing.grow(3 * MIB + 5)
+    await growing.look()
+    await growing.finish()
+    assert server.objects[scripted_cos.KEY] == growing.data
+    assert server.uploads == {}
+    assert server.operations.count("complete") == 1
+
+
 @pytest.mark.parametrize("listed", [True, False])
 async def test_the_upload_of_a_process_that_died(
     growing: Growing, server: scripted_cos.Cos, uploader: cos.CosUploader, listed: bool
