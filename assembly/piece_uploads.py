@@ -67,7 +67,7 @@ class PieceUploads:
     async def _resumed(self, piece: pieces.Piece) -> live_upload.LiveUpload:
         target = self._places.target(piece.number)
 
-        upload = self._uploader.live_piece(piece.path, lambda reached: save(piece.upload_path, target, reached))
+        upload = self._uploader.live_piece(piece.path, target, lambda reached: save(piece.upload_path, target, reached))
         state = await file_threads.BULK.run(load, piece.upload_path, target)
         if state is not None:
             upload.resume(state)

@@ -7,9 +7,11 @@ it waits: such transcodes have slots of their own, so that 200 rooms may close a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from config import settings as settings_module
-from worker import capacity, cpu_usage
+from store import store, upload_queue
+from worker import capacity, cpu_usage, standing_uploads, worker
 
 # An upload is bound by the network and takes a thread; a delivery waits for the receiver and takes a socket.
 MIN_UPLOADS = 4
@@ -30,7 +32,7 @@ def of(settings: settings_module.Settings) -> dict[str, int]:
     return {
         capacity.START_TRANSCODE: whole(settings),
         capacity.FOLLOWED: FOLLOWED_PER_CPU * cpus,
-        "start-upload": settings.uploads or max(MIN_UPLOADS, UPLOADS_PER_CPU * cpus),
+        capacity.START_UPLOAD: settings.uploads or max(MIN_UPLOADS, UPLOADS_PER_CPU * cpus),
         "send-callback": settings.deliveries or max(MIN_DELIVERIES, DELIVERIES_PER_CPU * cpus),
     }
 
@@ -41,3 +43,10 @@ def by_kind(settings: settings_module.Settings) -> dict[str, int]:
     followed = found.pop(capacity.FOLLOWED)
     found[capacity.START_TRANSCODE] += followed if settings.follow else 0
     return {capacity.KINDS[type_]: number for type_, number in found.items()}
+
+
+def standing(database: store.Store, made: worker.Worker, taken: Mapping[str, int]) -> standing_uploads.StandingUploads:
+    """The uploads of a worker with these slots, of which some may stand."""
+    queue = upload_queue.UploadQueue(database.connections)
+    jobs, number = made.leases.jobs, taken[capacity.START_UPLOAD]
+    return standing_uploads.StandingUploads(jobs, slots=number, others_wait=queue.others_wait, is_to=queue.is_to)

@@ -149,7 +149,7 @@ class NodeWork:
         async def connect() -> cos_requests.Client:
             return self.uploader.connect(target, await self._chain.resolve(job.secrets.to_json()))
 
-        self.live_uploads.begin(value.key.text, self.uploader.live(followed.part), target, connect)
+        self.live_uploads.begin(value.key.text, self.uploader.live(followed.part, target), target, connect)
 
     def _follow_bounded(self, job: due_work.Assignment, epoch: int, segment: Path) -> None:
         """As `_follow`, in pieces whose bytes are released."""

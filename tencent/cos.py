@@ -1,7 +1,8 @@
 """The COS client: uploads files, checks buckets, aborts uploads; each request runs in a thread.
 
-Rules: the SDK blocks, so none of its calls runs on the event loop. A check waits for no upload and for no other bucket. The SDK's
-retries are off, because this module decides how often and how long to retry. COS's errors leave as errors.UploadFailed.
+Rules: the SDK blocks, so none of its calls runs on the event loop. A check waits for no upload, and no request for another
+bucket. The SDK's retries are off, because this module decides how often and how long to retry. COS's errors leave as
+errors.UploadFailed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,11 +36,13 @@ PAUSES_S = (0.5, 2.0, 5.0)
 CHECK_TIMEOUT_S = 2
 CHECK_THREADS = 16
 CHECKS_PER_BUCKET = 4
+# So many buckets may hold all the threads that one may have, before another one waits.
+BUCKETS = 8
 
 
 class CosUploader:
-    """Uploads files, each request in one of `threads` threads, and checks buckets in others. `start` and `stop` are safe to call
-    twice.
+    """Uploads files, each request in one of the `threads` threads of its bucket, and checks buckets in others. `start` and `stop`
+    are safe to call twice.
 
     `pauses_s` is the backoff of one request; after the last retry the error goes to the caller, whose own retry resumes from the
     saved state. A thread cannot be cancelled: a cancelled upload returns immediately, and its last request ends within the time
@@ -60,7 +64,8 @@ class CosUploader:
         self._first_part_bytes = first_part_bytes
         self._pauses_s = pauses_s
         self._silence_timeout_s = silence_timeout_s
-        self._uploads = request_threads.RequestThreads(threads, "cos")
+        self._threads = threads
+        self._uploads = request_threads.RequestThreads(BUCKETS * threads, "cos")
         self._checks = request_threads.RequestThreads(CHECK_THREADS, "cos-check")
         self._read = read or self._uploads.run
 
@@ -92,7 +97,7 @@ class CosUploader:
         "throttled", "server", "network", "mismatch", "file-missing" or "file-damaged".
         """
         client = self._client(self._uploads, target, credentials, self._silence_timeout_s)
-        job = cos_upload.Upload(self._ask, self._read, client, path, target, save, verified)
+        job = cos_upload.Upload(partial(self._ask, target), self._read, client, path, target, save, verified)
         return await job.run(state or UploadState(upload_id="", part_size_bytes=self._first_part_bytes))
 
     async def put(self, data: bytes, target: cos_target.CosTarget, credentials: credentials_module.Credentials) -> None:
@@ -100,20 +105,21 @@ class CosUploader:
         client = self._client(self._uploads, target, credentials, self._silence_timeout_s)
         md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode("ascii")
         try:
-            told = await self._ask(lambda: client.put(data, md5))
+            told = await self._ask(target, lambda: client.put(data, md5))
         except cos_requests.RequestFailed as failed:
             raise failed.as_upload_failed("writing an object") from failed
         if told not in ("", str(fastcrc.crc64.xz(data))):
             raise errors.UploadFailed("COS has other bytes than were sent.", reason=Reason.MISMATCH, retry=True)
 
-    def live(self, path: Path) -> live_upload.LiveUpload:
+    def live(self, path: Path, target: cos_target.CosTarget) -> live_upload.LiveUpload:
         """An upload of the file at `path`, which still grows and may not exist yet; its parts are no longer than in `upload`."""
         part_bytes = min(self._first_part_bytes, live_upload.PART_BYTES)
-        return live_upload.LiveUpload(self._uploads.run, self._read, path, part_bytes)
+        return live_upload.LiveUpload(partial(self._once, target), self._read, path, part_bytes)
 
-    def live_piece(self, path: Path, sent: live_upload.Sent) -> live_upload.LiveUpload:
+    def live_piece(self, path: Path, target: cos_target.CosTarget, sent: live_upload.Sent) -> live_upload.LiveUpload:
         """As `live`, of a piece on a bounded spool: in small parts, which leave little to wait for. `sent`: see LiveUpload."""
-        return live_upload.LiveUpload(self._uploads.run, self._read, path, file_parts.MIN_PART_BYTES, sent=sent)
+        ask = partial(self._once, target)
+        return live_upload.LiveUpload(ask, self._read, path, file_parts.MIN_PART_BYTES, sent=sent)
 
     def connect(self, target: cos_target.CosTarget, credentials: credentials_module.Credentials) -> cos_requests.Client:
         """A client for the looks of a live upload. Raises errors.UploadFailed after `stop`."""
@@ -123,7 +129,7 @@ class CosUploader:
         """Abort an upload and delete its parts; an unknown upload counts as aborted. Raises errors.UploadFailed."""
         client = self._client(self._uploads, target, credentials, self._silence_timeout_s)
         try:
-            await self._ask(lambda: client.abort(upload_id))
+            await self._ask(target, lambda: client.abort(upload_id))
         except cos_requests.RequestFailed as failed:
             if failed.code != cos_upload.GONE:
                 raise failed.as_upload_failed("giving the upload up") from failed
@@ -141,18 +147,22 @@ class CosUploader:
             raise failed.as_upload_failed("looking at the bucket", cos_requests.START_ADVICE) from failed
         return ""
 
-    async def _ask(self, request: Callable[[], T]) -> T:
+    async def _once(self, target: cos_target.CosTarget, request: Callable[[], T]) -> T:
+        """Make one request in a thread of its bucket. Raises RequestFailed."""
+        return await self._uploads.run_at_most(self._threads, target.bucket, request)
+
+    async def _ask(self, target: cos_target.CosTarget, request: Callable[[], T]) -> T:
         """Make one request in a thread, and retry with backoff while its failure is temporary. Raises RequestFailed."""
         for pause_s in self._pauses_s:
             try:
-                return await self._uploads.run(request)
+                return await self._once(target, request)
             except cos_requests.RequestFailed as failed:
                 if not failed.temporary:
                     raise
                 metrics.UPLOAD_RETRIES.labels(failed.reason).inc()
                 log.info("upload.request-retried", reason=failed.reason, status=failed.status, code=failed.code)
             await asyncio.sleep(pause_s)
-        return await self._uploads.run(request)
+        return await self._once(target, request)
 
     @staticmethod
     def _client(

@@ -10,7 +10,7 @@ import asyncio
 import weakref
 from collections.abc import Callable
 from concurrent import futures
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import requests
 
@@ -30,6 +30,7 @@ class RequestThreads:
         self._threads: futures.ThreadPoolExecutor | None = None
         self._session: requests.Session | None = None
         self._turns: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
+        self._waiting: set[asyncio.Task[Literal[True]]] = set()
 
     def start(self) -> None:
         """Create the threads and the connection pool. Connects to nothing."""
@@ -40,6 +41,8 @@ class RequestThreads:
     async def stop(self) -> None:
         """Start no further request, wait for running ones (each has a time limit), and close the connections."""
         threads, pool, self._threads, self._session = self._threads, self._session, None, None
+        for each in self._waiting:
+            each.cancel()
         if threads is not None:
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
         if pool is not None:
@@ -59,7 +62,7 @@ class RequestThreads:
     async def run_at_most(self, limit: int, key: str, work: Callable[[], T]) -> T:
         """Like `run`, in at most `limit` threads for the server of `key`: if it hangs, it leaves threads for others."""
         turns = self._turns.get(key) or self._turns.setdefault(key, asyncio.Semaphore(limit))
-        await turns.acquire()
+        await self._take(turns)
         loop = asyncio.get_running_loop()
         try:
             future = self._submit(work)
@@ -69,6 +72,22 @@ class RequestThreads:
         # When the thread is free, not when the caller gives up.
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(turns.release))
         return await self._answer(future)
+
+    async def _take(self, turns: asyncio.Semaphore) -> None:
+        """Wait for a turn. Raises errors.UploadFailed after `stop`, also if it comes meanwhile."""
+        if self._threads is None:
+            raise _not_running("is not running")
+        turn = asyncio.ensure_future(turns.acquire())
+        self._waiting.add(turn)
+        turn.add_done_callback(self._waiting.discard)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                turns.release()
+            if self._threads is None and not _is_cancelled():
+                raise _not_running("was stopped") from None
+            raise
 
     def _submit(self, work: Callable[[], T]) -> futures.Future[T]:
         if self._threads is None:

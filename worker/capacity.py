@@ -5,6 +5,7 @@ Rules:
 - Transcodes of recordings that this worker follows have slots of their own, because only it has their files. Without a slot for
   the others it takes no transcode that any worker can do, and goes on with those that are for it alone.
 - While other sessions wait for a slot, one session takes half of the slots at most.
+- An upload whose bucket does not answer leaves its slot to uploads to other buckets (standing_uploads.py).
 - A limit never ends work that has begun. Captures, transcodes, uploads and deliveries in progress go on.
 - A cordon is a limit on captures only: transcodes and uploads finish the files on this node's disk. A drain ends its captures.
 """
@@ -20,20 +21,20 @@ from dataclasses import dataclass
 import structlog
 
 from machine import errors, model, nodes, states, supervised_task
-from worker import cpu_usage
+from worker import cpu_usage, standing_uploads
 
 log = structlog.get_logger()
 
 CHECK_EVERY_S = 1.0
 # A command that found no slot comes again after a second.
 WAITS_S = 3.0
-START_CAPTURE, START_TRANSCODE = "start-capture", "start-transcode"
+START_CAPTURE, START_TRANSCODE, START_UPLOAD = "start-capture", "start-transcode", "start-upload"
 FOLLOWED = "followed"
 """The slots of transcodes that end what a follower has written, among those of START_TRANSCODE."""
 KINDS = {
     START_CAPTURE: states.CAPTURE,
     START_TRANSCODE: states.TRANSCODE,
-    "start-upload": states.UPLOAD,
+    START_UPLOAD: states.UPLOAD,
     "send-callback": states.DELIVERY,
 }
 
@@ -80,6 +81,7 @@ class Capacity:
         cordon: Callable[[], str] = lambda: nodes.ACTIVE,
         hand_over: Callable[[], object] = lambda: None,
         load: Callable[[], float] = lambda: os.getloadavg()[0] / (os.cpu_count() or 1),
+        standing: standing_uploads.StandingUploads | None = None,
     ) -> None:
         self._limits = limits
         self._slots = slots
@@ -96,6 +98,7 @@ class Capacity:
         self._cordon = cordon
         self._hand_over = hand_over
         self._load = load
+        self._standing = standing
         types = [*(type_ for type_ in slots if type_ != FOLLOWED), *((START_CAPTURE,) if limits else ())]
         self._locks = {type_: asyncio.Lock() for type_ in types}
         # Whether a type is paused, and if it is, whether commands for this node alone go on.
@@ -148,6 +151,7 @@ class Capacity:
         """Why no further job of this command, or FOLLOWED, is taken; "" if one would be."""
         if type_ in self._slots:
             running, slots = _taken(type_, self._running), self._slots[type_]
+            running -= self._standing.left() if self._standing and type_ == START_UPLOAD else 0
             if running >= slots:
                 return f"{running} jobs of {slots} run"
             return self._fault() if self._limits and type_ in (START_TRANSCODE, FOLLOWED) else ""
@@ -170,9 +174,13 @@ class Capacity:
             if type_ == START_CAPTURE:
                 await self._measure()
             reason = self.full(slots) or self._unfair(slots, session)
+            waits = bool(reason)
+            if not reason and self._standing and type_ == START_UPLOAD:
+                # It does not wait for the free slot: to bring it back at once for that would go on and on.
+                reason = await self._standing.refusal(session)
             if not reason:
                 await begin()
-            self._note_waiting(slots, session, waits=bool(reason))
+            self._note_waiting(slots, session, waits=waits)
             await self._check(type_)
         if reason:
             raise errors.WorkerFull(f"This worker is full: {reason}.")
@@ -200,6 +208,8 @@ class Capacity:
             self._live.sample()
             if self._limits is not None:
                 await self._measure()
+            if self._standing is not None:
+                await self._standing.look()
             await self.check()
             await supervised_task.pause(self._freed, CHECK_EVERY_S)
 

@@ -11,6 +11,7 @@ The contract of a job (precondition · effect · outcome):
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -149,9 +150,11 @@ class Execution:
     async def upload(self, job: leased_job.RecordingJob) -> None:
         """Upload the finished file, or resume its upload."""
         assignment = await self._assignment(job)
+        job.bucket = assignment.session.request.bucket
         state = await self._store.uploads.state(job.owner)
 
         async def save(reached: dict[str, Any]) -> None:
+            job.moved_s = time.monotonic()
             if not await self._store.uploads.save(job.owner, job.epoch, self._node, reached):
                 raise errors.LeaseRefused
 

@@ -18,7 +18,8 @@ Owner = TypeVar("Owner", bound=job_key.JobKey)
 class LeasedJob(Generic[Owner]):
     """One job that this node holds. `ended`: its outcome is published; its lease is renewed until the machine has moved on.
     `renewals`: how often it was renewed since. `noted`: the capture's progress that its rows have. `leased_s`: when it got its
-    lease (monotonic). `traceparent`: the span that its outcomes follow from."""
+    lease (monotonic). `traceparent`: the span that its outcomes follow from. Of an upload: its `bucket`, "" until it is read, and
+    when COS confirmed something (`moved_s`, monotonic)."""
 
     owner: Owner
     epoch: int
@@ -33,6 +34,8 @@ class LeasedJob(Generic[Owner]):
     noted: capture_progress.CaptureProgress | None = None
     leased_s: float = field(default_factory=time.monotonic)
     traceparent: str = ""
+    bucket: str = ""
+    moved_s: float = field(default_factory=time.monotonic)
 
     @property
     def key(self) -> tuple[Owner, int]:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pytest
 
 from bus import local
 from events import codec
-from machine import due_work, errors, job_key, model, states
+from machine import due_work, errors, job_key, model, states, uploaded_object
 from machine.reasons import Reason
 from store import store as stores
+from store import upload_queue
 from tests import engines, examples, transactions, waiting
 from tests.work_doubles import Node, measured, node
-from worker import capacity, command_handlers, cpu_usage, receivers
+from worker import capacity, command_handlers, cpu_usage, receivers, standing_uploads
 
 __all__ = ["node"]
 
 SLOW, OTHER = "http://slow.example:8000/", "http://other.example/"
+SILENT = "silent-12345"
 
 
 async def queued_delivery(node: Node, task_id: str, revision: int, url: str, failures: int = 0) -> None:
@@ -44,8 +46,21 @@ async def queued_transcodes(node: Node, task_id: str, speakers: Sequence[str]) -
             tx.send("command", codec.make("start-transcode", id=value.key.text, time_ms=node.clock(), data=data), task_id)
 
 
+async def queued_uploads(node: Node, task_id: str, bucket: str) -> None:
+    """Open a session whose finished file waits for its upload to this bucket, and queue the command."""
+    job = model.Job(kind=states.UPLOAD, state=states.QUEUED)
+    value = examples.recording(task_id, job=job, state=states.UPLOADING, stop_requested=True)
+    request = examples.request(user_id=task_id, bucket=bucket)
+    await examples.opened(node.store, value, of=examples.session(task_id, request=request))
+    async with transactions.opened(node.store) as tx:
+        command = codec.make(
+            "start-upload", id=value.key.text, time_ms=node.clock(), data={**value.key.fields(), "Epoch": value.epoch}
+        )
+        tx.send("command", command, task_id)
+
+
 def slots_of(node: Node, transcodes: int) -> tuple[local.LocalBus, capacity.Capacity]:
-    """A bus for the node, and what pauses its commands while so many transcodes run."""
+    """A bus for the node, and what pauses its commands while so many transcodes, or uploads, run."""
 
     async def on_command(command: codec.Event) -> None:
         followed = node.work.follows(job_key.RecordingKey.of(command.data))
@@ -56,9 +71,10 @@ def slots_of(node: Node, transcodes: int) -> tuple[local.LocalBus, capacity.Capa
         return None
 
     bus = local.LocalBus(node.store, clock=node.clock, on_event=no_event, on_command=on_command)
+    queue = upload_queue.UploadQueue(node.store.connections)
     part = capacity.Capacity(
         None,
-        slots={"start-transcode": transcodes, capacity.FOLLOWED: 1},
+        slots={"start-transcode": transcodes, capacity.FOLLOWED: 1, "start-upload": transcodes},
         pause=bus.pause,
         resume=bus.resume,
         running=node.worker.running,
@@ -68,6 +84,9 @@ def slots_of(node: Node, transcodes: int) -> tuple[local.LocalBus, capacity.Capa
         live=cpu_usage.LiveCpu(dict, cpus=1),
         measure=measured,
         free_bytes=lambda: 0,
+        standing=standing_uploads.StandingUploads(
+            node.worker.leases.jobs, slots=transcodes, others_wait=queue.others_wait, is_to=queue.is_to
+        ),
     )
     return bus, part
 
@@ -113,6 +132,85 @@ async def test_deliveries_to_a_dead_receiver_fail_without_a_connection(node: Nod
     assert receivers.OPENS_AFTER <= begun[SLOW] <= receivers.OPENS_AFTER + 64 // receivers.SHARE
     await queued_delivery(node, examples.TASK, 16, SLOW, failures=last)
     await waiting.until(lambda: begun["last"], what="the last attempt of a delivery, which is always made")
+
+
+async def test_a_bucket_that_never_answers_delays_no_other_upload(store: stores.Store, clock: engines.Clock) -> None:
+    """The bucket of one user takes the requests of 30 uploads and answers none. The uploads of two others, which come later, end
+    meanwhile; the bucket has no more uploads than before, and the rest of its files wait without a lease."""
+    node, answered = Node(store, clock), asyncio.Event()
+    begun: list[str] = []
+    ended: list[str] = []
+
+    async def upload(assignment: due_work.Assignment, *_: object) -> uploaded_object.UploadedObject:
+        bucket = assignment.session.request.bucket
+        begun.append(bucket)
+        if bucket == SILENT:
+            await answered.wait()
+        ended.append(bucket)
+        return uploaded_object.UploadedObject(size_bytes=10, crc64="1", url="https://x")
+
+    node.work.upload = upload  # type: ignore[method-assign]
+    ids = engines.ids("02")
+    for _ in range(30):
+        await queued_uploads(node, ids(), SILENT)
+    bus, part = slots_of(node, 2)
+    for each in (node.worker, bus, part):
+        await each.start()
+    try:
+        await waiting.until(lambda: len(begun) == 2 and part.full("start-upload"), what="uploads to the silent bucket")
+        for number in range(2):
+            await queued_uploads(node, ids(), "b-12345")
+            await waiting.until(lambda n=number: len(ended) > n, 20, what="the upload to the other bucket")  # type: ignore[misc]
+        assert (Counter(begun), ended) == ({SILENT: 2, "b-12345": 2}, ["b-12345"] * 2)
+        assert not answered.is_set()
+        assert len(await store.leases.of_node("node-1")) == len(begun)
+        answered.set()
+        await waiting.until(lambda: len(ended) == 32, 60, what="the uploads to the bucket that answers again")
+    finally:
+        for each in (part, bus, node.worker):
+            await each.stop()
+
+
+async def test_a_single_silent_bucket_keeps_its_slots(store: stores.Store, clock: engines.Clock) -> None:
+    """Where there is one bucket, and it does not answer, the commands of its other uploads stay paused, as ever."""
+    node, answered = Node(store, clock), asyncio.Event()
+    begun: list[str] = []
+
+    async def upload(assignment: due_work.Assignment, *_: object) -> uploaded_object.UploadedObject:
+        begun.append(assignment.recording.task_id)
+        await answered.wait()
+        return uploaded_object.UploadedObject(size_bytes=10, crc64="1", url="https://x")
+
+    node.work.upload = upload  # type: ignore[method-assign]
+    ids = engines.ids("02")
+    for _ in range(10):
+        await queued_uploads(node, ids(), SILENT)
+    bus, part = slots_of(node, 2)
+    standing, looks, refused = part._standing, Counter[bool](), []
+    assert standing is not None
+    waits, is_to = standing._waits, standing._is_to
+
+    async def counted(buckets: Collection[str]) -> bool:
+        found = await waits(buckets)
+        looks[found] += 1
+        return found
+
+    async def noted(task_id: str, buckets: Collection[str]) -> bool:
+        refused.append(task_id)
+        return await is_to(task_id, buckets)
+
+    standing._waits, standing._is_to = counted, noted
+    for each in (node.worker, bus, part):
+        await each.start()
+    try:
+        await waiting.until(lambda: looks[False] >= 2, 20, what="looks at uploads that stand")
+        assert (len(begun), looks[True], refused) == (2, 0, [])
+        assert part.full("start-upload")
+        answered.set()
+        await waiting.until(lambda: len(begun) == 10, 20, what="the other uploads")
+    finally:
+        for each in (part, bus, node.worker):
+            await each.stop()
 
 
 async def test_a_transcode_without_a_slot_holds_no_lease(store: stores.Store, clock: engines.Clock) -> None:

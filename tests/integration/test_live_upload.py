@@ -44,7 +44,7 @@ class Growing:
         self.data = b""
         self._server = server
         self._uploader = uploader
-        self.live: live_upload.LiveUpload = uploader.live(path)
+        self.live: live_upload.LiveUpload = uploader.live(path, scripted_cos.target(server))
 
     async def grow(self, size_bytes: int) -> None:
         """Append random bytes, and look."""
@@ -143,7 +143,7 @@ async def test_the_upload_of_a_process_that_died(
     await growing.grow(3 * MIB)
     (left,) = server.uploads
     await growing.live.close()
-    growing.live = uploader.live(growing.path)
+    growing.live = uploader.live(growing.path, scripted_cos.target(server))
     server.script["begun"] = [] if listed else [scripted_cos.refuse(403, "AccessDenied")]
     await growing.look()
     assert (left in server.uploads) == (not listed)
