@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 from media import flv, joiner, layout
 
+# The clock has a point every few seconds, but none in a pause. One behind a pause moves nothing before it by a whole millisecond.
+_PAUSE_MS, _MOVED_MS = 10_000.0, 0.5
+
 
 def whole(one: joiner.Placed, other: joiner.Placed) -> bool:
     """Whether they have the same places throughout."""
@@ -56,6 +59,15 @@ def _track(placed: joiner.Placed, kind: int, live_ms: float) -> object:
         if not run.repeated and run.points[0][1] <= live_ms:
             cut = bisect.bisect_right(run.points, live_ms, key=lambda point: point[1]) + 1
             begun = [stretch for stretch in run.stretches if run.live_ms(stretch.at_ms) <= live_ms]
-            found.append(run.points[:cut])
+            found.append(_clock(run.points[:cut], run.stretches[len(begun) - 1].ends_ms if begun else 0.0))
             found += [(each.first, each.tag_ms, each.at_ms, each.counted, each.standing) for each in begun]
     return found
+
+
+def _clock(points: Sequence[tuple[float, float]], end_ms: float) -> Sequence[object]:
+    """The points that decide, the last of which may be behind a pause; before it the track ends at `end_ms`."""
+    if len(points) < 2 or points[-1][0] - points[-2][0] < _PAUSE_MS or end_ms > points[-1][0]:
+        return points
+    (from_ms, live_ms), (to_ms, to_live_ms) = points[-2:]
+    moved_ms = (end_ms - from_ms) * ((to_live_ms - live_ms) / (to_ms - from_ms) - 1)
+    return points[:-1] if abs(moved_ms) < _MOVED_MS else points

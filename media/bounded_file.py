@@ -42,7 +42,9 @@ _TAIL_MS = {".mp4": 4_000.0, ".mp3": 15_000.0}
 # Some minutes of packets, and more fragments than one look finds.
 _MOST_FED, _MOST_STARTS = 100_000, 64
 # How far the position of a key frame may be from the one that the muxer gives it, and of sound: half a packet.
-_NEAR_KEY_MS, _NEAR_SOUND_MS = 500.0, 12.0
+_NEAR_KEY_MS, _NEAR_SOUND_MS, _ROUNDED_MS = 500.0, 12.0, 1.0
+# Of what may wait for COS: from then on the file may also end where nobody knows how a track goes on that pauses.
+_PRESSING_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +109,12 @@ class BoundedFile:
     @property
     def full(self) -> bool:
         """Whether so much waits for COS that nothing more is to be fed (blocking). In a long file the parts are larger."""
+        return self._fills(1.0)
+
+    def _fills(self, share: float) -> bool:
         most_bytes = max(self._limit_bytes, KEPT_BYTES + self.path.stat().st_size // _LEAST_PARTS)
         tail_bytes = self.noted.size_bytes - self.noted.spare_bytes if self.noted else 0
-        return holes.used_bytes(self.path) > most_bytes + tail_bytes
+        return holes.used_bytes(self.path) > share * most_bytes + tail_bytes
 
     def look(self) -> None:
         """Note how far the file has come, and release what is in it (blocking). Raises OSError and errors.TranscodeFailed."""
@@ -124,27 +129,48 @@ class BoundedFile:
 
     def _begin(self, start: fragments.Start) -> rest.Begin | None:
         """Where the packets begin that do not precede this end of the file; None if not all are known yet, if they begin in
-        several segments, or if the file cannot end there."""
-        if self.found is None or len(start.at_ms) < len(self.found.kinds) or start.offset <= self._frames.first_bytes:
+        several segments, or if the file cannot end there.
+
+        A track that pauses may have none yet. Should its next picture be no key frame, a rest that begins here would show it from
+        a later one on. So such an end counts only where waiting for a better one would soon stop the file.
+        """
+        if self.found is None or not start.clean or start.offset <= self._frames.first_bytes:
             return None
-        firsts = {kind: self._first(kind, at_ms) for kind, at_ms in start.at_ms.items()}
+        firsts = {kind: self._first(kind, start) for kind in self.found.kinds}
         known = [each for each in firsts.values() if each is not None]
-        if not start.clean or not known or len(known) < len(firsts) or len({each.segment for each in known}) > 1:
+        if not known or len({each.segment for each in known}) > 1:
+            return None
+        if any(each.kind == flv.VIDEO and not each.is_key for each in known):
+            return None
+        if len(known) < len(firsts) and (
+            (flv.VIDEO in start.at_ms and firsts[flv.VIDEO] is None) or not self._fills(_PRESSING_SHARE)
+        ):
             return None
         first = min(known, key=lambda each: each.offset)
         return rest.Begin(
             epoch=pieces.epoch_of(first.segment),
             offset=first.offset,
             record=first.record,
-            kinds={kind: each.offset for kind, each in firsts.items() if each is not None},
+            kinds={kind: each.offset if each else self._behind(kind, first) for kind, each in firsts.items()},
             live_ms=min(each.live_ms for each in known),
         )
 
-    def _first(self, kind: int, at_ms: float) -> Fed | None:
-        if kind == flv.AUDIO:
-            return next((each for each in self._fed if each.kind == kind and each.at_ms >= at_ms - _NEAR_SOUND_MS), None)
-        keys = [each for each in self._fed if each.is_key and abs(each.at_ms - at_ms) < _NEAR_KEY_MS]
-        return min(keys, key=lambda each: abs(each.at_ms - at_ms), default=None)
+    def _first(self, kind: int, start: fragments.Start) -> Fed | None:
+        """The first packet of a track that does not precede an end of the file; None if none was fed, or no key frame is near."""
+        at_ms, nearly_ms = start.at_ms.get(kind), _NEAR_SOUND_MS if kind == flv.AUDIO else _ROUNDED_MS
+        if at_ms is None:  # its fragment has none of them
+            from_ms = start.lasts_ms.get(kind, float("-inf")) + nearly_ms
+        elif kind == flv.VIDEO:
+            keys = [each for each in self._fed if each.is_key and abs(each.at_ms - at_ms) < _NEAR_KEY_MS]
+            return min(keys, key=lambda each: abs(each.at_ms - at_ms), default=None)
+        else:
+            from_ms = at_ms - nearly_ms
+        return next((each for each in self._fed if each.kind == kind and each.at_ms >= from_ms), None)
+
+    def _behind(self, kind: int, first: Fed) -> int:
+        """From which offset on packets of a track are in no piece, if all that were fed are."""
+        fed = (each.offset for each in reversed(self._fed) if each.kind == kind and each.segment == first.segment)
+        return max(first.offset, next(fed, -1) + 1)
 
     def _note(self, start: fragments.Start, begin: rest.Begin) -> None:
         if self._digest is None:
@@ -157,7 +183,7 @@ class BoundedFile:
             number=pieces.number_of(self.path),
             path=self.path,
             size_bytes=start.offset,
-            spare_bytes=self._spare(start.offset, at_ms),
+            spare_bytes=self._spare(start, at_ms),
             head_bytes=self._frames.first_bytes,
             crc64=self._digest.crc,
             output=self._output(at_ms, begin.live_ms),
@@ -168,13 +194,15 @@ class BoundedFile:
         failpoints.hit("piece.note.after")
         self._release(begin)
 
-    def _spare(self, offset: int, at_ms: float) -> int:
-        """Before which offset no byte is needed to verify the end of the file."""
+    def _spare(self, start: fragments.Start, at_ms: float) -> int:
+        """Before which offset no byte is needed to verify the end of the file. A player finds a time in a pause of pictures from
+        the fragment on that has the last ones."""
         until_ms = at_ms - _TAIL_MS[self.path.suffix]
-        self._ends.append((offset, at_ms))
+        if flv.VIDEO in start.at_ms or flv.VIDEO not in start.lasts_ms:
+            self._ends.append((start.offset, at_ms))
         while len(self._ends) > 1 and self._ends[1][1] < until_ms:
             self._ends.popleft()
-        return self._ends[0][0] if self._ends[0][1] < until_ms else 0
+        return self._ends[0][0] if self._ends and self._ends[0][1] < until_ms else 0
 
     def _output(self, at_ms: float, live_ms: float) -> model.Output:
         """The description of the file if it ends there."""

@@ -12,7 +12,7 @@ import itertools
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from machine import errors
@@ -37,11 +37,12 @@ _BEGINS_WITH_KEY = 0x9000_0000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """The beginning of a fragment: its offset in the file, and the position in ms of the first packet of each of its tracks.
-    `clean`: its video, if any, begins with a key frame."""
+    `clean`: its video, if any, begins with a key frame. `lasts_ms`: that of the last packet before it."""
 
     offset: int
     at_ms: dict[int, float]
     clean: bool
+    lasts_ms: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,7 @@ class GrowingFragments:
         self._type = self._movie = b""
         self.first_bytes = 0  # where the first fragment begins
         self.ends_ms: dict[int, float] = {}  # where each track ends
+        self._lasts_ms: dict[int, float] = {}  # where the last packet of each track begins
         self._index: list[tuple[int, dict[int, int]]] = []  # fragments by offset, with the media time of each track
         self._recent: collections.deque[tuple[int, dict[int, int]]] = collections.deque(maxlen=_MOST_RECENT)
 
@@ -96,18 +98,20 @@ class GrowingFragments:
     def _start(self, box: bytes) -> Start:
         at_ms: dict[int, float] = {}
         times: dict[int, int] = {}
-        clean = True
+        clean, lasts_ms = True, dict(self._lasts_ms)
         for traf in _inside(box, b"traf"):
             number = _WORD.unpack_from(_only(traf, b"tfhd"), 12)[0]
             track, time = self._tracks[number], _only(traf, b"tfdt")
             times[number] = (_WIDE if time[8] else _WORD).unpack_from(time, 12)[0]
-            self.ends_ms[track.kind] = (times[number] + _length(traf)) * 1000 / track.timescale + track.begin_ms
+            durations = _durations(traf)
+            self.ends_ms[track.kind] = (times[number] + sum(durations)) * 1000 / track.timescale + track.begin_ms
+            self._lasts_ms[track.kind] = (times[number] + sum(durations[:-1])) * 1000 / track.timescale + track.begin_ms
             at_ms[track.kind] = times[number] * 1000 / track.timescale + track.begin_ms
             if track.kind == flv.VIDEO:
                 clean = not _first_sample_flags(traf) & _NOT_SYNC
         if not self._index or (clean and len(times) == len(self._tracks)):
             self._note(self._at, dict.fromkeys(self._tracks, 0) | times)
-        return Start(offset=self._at, at_ms=at_ms, clean=clean)
+        return Start(offset=self._at, at_ms=at_ms, clean=clean, lasts_ms=lasts_ms)
 
     def _note(self, offset: int, times: dict[int, int]) -> None:
         self._recent.append((offset, times))
@@ -202,17 +206,17 @@ def _first_sample_flags(traf: bytes) -> int:
     return int(_WORD.unpack_from(head, len(head) - 4)[0]) if named & 0x20 else 0
 
 
-def _length(traf: bytes) -> int:
-    """The length of a track in a fragment, in its own units."""
+def _durations(traf: bytes) -> Sequence[int]:
+    """The durations of the packets of a track in a fragment, in its own units."""
     run, head = _only(traf, b"trun"), _only(traf, b"tfhd")
     flags, count = struct.unpack_from(">II", run, 8)
     if not flags & _SAMPLE_DURATION:
         named = _WORD.unpack_from(head, 8)[0]
         at = 16 + 8 * (named & 1) + 4 * (named >> 1 & 1)
-        return int(_WORD.unpack_from(head, at)[0]) * count if named & _DEFAULT_DURATION else 0
+        return [int(_WORD.unpack_from(head, at)[0]) if named & _DEFAULT_DURATION else 0] * count
     at = 16 + 4 * (flags & 1) + 4 * (flags >> 2 & 1)
     words = struct.unpack_from(f">{(len(run) - at) // 4}I", run, at)
-    return sum(words[:: bin(flags & _PER_SAMPLE).count("1")])
+    return words[:: bin(flags & _PER_SAMPLE).count("1")]
 
 
 def _with_duration(movie: bytes, duration_ms: float) -> bytes:

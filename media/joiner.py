@@ -21,6 +21,8 @@ CHUNK_BYTES = 1 << 20
 _OVERLAP_MS = 300
 # A packet this much behind the one before is one that was sent again, and no jitter of its tag.
 _REPEATED_MS = 100
+# The tags of one picture are no farther apart. A picture before a pause is not held until the camera is back.
+_HELD_MS = 1_000
 _LEARN, _LEAST_SPACING, _MOST_SPACED_MS = 0.1, 0.98, 80
 # A segment's first packet may be this much older than its arrival: servers begin with the media since the last key frame.
 BURST_MS = 3_000
@@ -272,6 +274,8 @@ class Joiner:
             yield from self._release()
         if tag.kind == flv.VIDEO:
             payload = video_headers.without_empty_units(payload, places.headers.get(tag.kind))
+        if self._held is not None and at_ms - self._held[2] > _HELD_MS:
+            yield from self._release()
         self.end_ms = max(self.end_ms, round(at_ms))
         yield from self._fill_until(round(at_ms))
         yield from self._header(key, header, round(at_ms))  # filling may have brought another one
