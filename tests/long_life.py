@@ -153,11 +153,13 @@ class Life:
         await self._say("stop", by=KEY, TaskId=self.task_id)
 
     async def _revise(self) -> None:
-        """The receiver fails once, and a replay makes another revision."""
+        """The receiver fails once, a replay makes another revision, and an operator has that one posted again."""
         await self._deliver("callback-failed", 1, Reason="timeout", Retry=True)
         await self._say("replay", by=KEY, TaskId=self.task_id, Speaker="al", N=1, From="uploading")
         await self._take()
         await self._job("upload-finished", SizeBytes=11, Crc64="2", Url="https://cos/1")
+        await self._deliver("callback-finished", 2)
+        await self._say("resend", by=KEY, TaskId=self.task_id)
         await self._deliver("callback-finished", 2)
 
     async def _deliver(self, type_: str, revision: int, **data: Any) -> None:
@@ -177,6 +179,7 @@ class Life:
         armed = await self._measure("due", store.deadlines.due(ahead_ms=10 * model.MINUTE))
         await self._measure("expired", store.deadlines.expired())
         late: list[tuple[due_work.Overdue, codec.Event]] = [(each, _event(each)) for each in armed]
+        await self._measure("queued", store.deadlines.queued(10))
         await self._measure("publish", store.deadlines.publish(late))
         await self._measure("leases", store.leases.of_node(NODE))
         await self._measure("unsent", store.outbox.unsent(10))

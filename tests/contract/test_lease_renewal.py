@@ -53,7 +53,8 @@ async def test_the_number_of_leases_does_not_raise_the_number_of_transactions(
     capture = await node.open()
     await held(node, HELD)
     written: list[int] = []
-    write, run = node.store.connections.write, node.store.connections.run
+    connections = node.store.connections
+    write, run, fetch, together = connections.write, connections.run, connections.fetch, connections.together
 
     @asynccontextmanager
     async def counted() -> AsyncIterator[AsyncConnection]:
@@ -65,8 +66,19 @@ async def test_the_number_of_leases_does_not_raise_the_number_of_transactions(
         written.append(1)
         return await run(steps)
 
-    monkeypatch.setattr(node.store.connections, "write", counted)
-    monkeypatch.setattr(node.store.connections, "run", counted_run)
+    async def counted_fetch(statement: Any, parameters: Any) -> Any:
+        written.append(1)
+        return await fetch(statement, parameters)
+
+    async def counted_together(statement: Any, parameters: Any) -> Any:
+        written.append(1)
+        return await together(statement, parameters)
+
+    monkeypatch.setattr(connections, "write", counted)
+    monkeypatch.setattr(connections, "run", counted_run)
+    if connections.on_server:  # on SQLite they run by `run`
+        monkeypatch.setattr(connections, "fetch", counted_fetch)
+        monkeypatch.setattr(connections, "together", counted_together)
     node.clock.advance(100)
     capture.progress = dataclasses.replace(capture.progress, media_ms=1_000, last_packet_ms=node.clock())
     written.clear()
@@ -75,7 +87,7 @@ async def test_the_number_of_leases_does_not_raise_the_number_of_transactions(
         return await lease_ends(node) == {node.clock() + LEASE_MS}
 
     await waiting.until(renewed, what="all leases to be renewed")
-    assert len(written) < HELD / 4
+    assert 0 < len(written) < HELD / 4
     idle_from_ms = node.clock()
 
     async def noted() -> bool:

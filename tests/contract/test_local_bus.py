@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,7 +15,7 @@ from sqlalchemy import text
 
 from bus import attempts, lanes, local
 from events import codec
-from machine import errors
+from machine import errors, supervised_task
 from store import dead_letters
 from store import store as stores
 from tests import buses, engines, transactions, waiting
@@ -73,6 +74,23 @@ async def test_failing_messages_hide_no_other(
         await waiting.until(lambda: set(hands.done) == {"good-request", "good-command"}, timeout_s=20, what="the messages behind")
         await waiting.until(lambda: len(set(hands.begun)) == len(bad) + 2, timeout_s=20, what="each message")
     assert len(hands.begun) == len(bad) + 2
+
+
+async def test_messages_that_fail_together_do_not_return_together(
+    running: Begin, store: stores.Store, database: engines.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause of each failing message varies around the backoff by the jitter, in the process and in the message's row."""
+    factors = itertools.cycle((0.8, 1.2))
+    monkeypatch.setattr(attempts, "BACKOFF_S", (3_600.0,))
+    monkeypatch.setattr(supervised_task, "jittered_s", lambda pause_s: pause_s * (next(factors) if pause_s == 3_600 else 1))
+    await write(store, "stop", ["bad-1", "bad-2"])
+    rows = "SELECT claimed_until_ms FROM outbox WHERE claimed_until_ms > 0"
+    async with running(buses.FailingHandler(RuntimeError("an internal failure"))) as bus:
+        postponed = await waiting.until(lambda: (found := database.ask(rows)) and len(found) == 2 and found, what="both rows")
+        (first_s, _), (second_s, _) = sorted(bus._due_s)
+    assert {until_ms - engines.START_MS for (until_ms,) in postponed} == {2_880_000, 4_320_000}
+    # The first attempts are a moment apart, and the pauses 24 minutes.
+    assert second_s - first_s > 720
 
 
 @pytest.mark.parametrize(("hanging", "other"), [("stop", "deadline-passed"), ("deadline-passed", "stop")])

@@ -15,14 +15,16 @@ import pytest
 import sqlalchemy.exc
 from sqlalchemy import text
 
-from bus import attempts
+from bus import attempts, local
+from bus import rabbit as rabbit_bus
 from events import codec
 from machine import errors, job_key
 from store import store as stores
 from tests import buses, decider_harness, engines, examples, rabbit, transactions, waiting
 
-# More messages than any queue hands out at a time.
-POISON = 150
+PREFETCHES = (rabbit_bus.REQUESTS_PREFETCH, rabbit_bus.MACHINES_PREFETCH)
+# More messages than a bus takes at a time. On RabbitMQ they alternate between two queues, and each gets more than its prefetch.
+POISON = {"sqlite": local.BATCH * 3 // 2, "postgresql": 2 * (max(PREFETCHES) + 22)}
 BUS_OF = {"sqlite": "local", "postgresql": "rabbitmq"}
 
 
@@ -40,7 +42,9 @@ KINDS["a damaged row"] = None  # the handler meets it in the database
 
 
 def test_all_retried_errors_are_here() -> None:
-    """The list follows the tree of errors."""
+    """The list follows the tree of errors, and the poison exceeds what a bus takes at a time."""
+    assert POISON["postgresql"] // 2 > max(PREFETCHES)
+    assert POISON["sqlite"] > local.BATCH
     assert {"Conflict", "Unavailable", "DecryptionFailed", "WorkerFull", "InsufficientSpace"} <= KINDS.keys()
 
 
@@ -79,7 +83,9 @@ def _poison(number: int, clock: engines.Clock) -> codec.Event:
 async def test_a_session_ends_while_the_poison_waits(
     kind: str, database: engines.Database, store: stores.Store, clock: engines.Clock
 ) -> None:
-    """150 messages fail with an error that is retried. A session that starts after them goes its whole way meanwhile."""
+    """More messages than the bus takes at a time fail with an error that is retried. A session that starts after them goes its
+    whole way meanwhile."""
+    poison = POISON[database.engine]
     handler = Handler(decider_harness.connect(store, clock, prefix="03"), KINDS[kind])
     prefix = rabbit.shared().prefix() if database.engine == "postgresql" else ""
     bus = buses.Workshop(BUS_OF[database.engine], database, store, clock, prefix).make(handler.on_event, handler.on_command)
@@ -87,11 +93,11 @@ async def test_a_session_ends_while_the_poison_waits(
     async with store.connections.write(limited=False) as connection:
         await connection.execute(text("UPDATE recordings SET output = '{'"))
     async with transactions.opened(store) as tx:
-        for number in range(POISON):
+        for number in range(poison):
             tx.send("event", _poison(number, clock), examples.TASK)
     await bus.start()
     try:
-        await waiting.until(lambda: len(handler.attempts) == POISON, timeout_s=30, what="a first attempt of each")
+        await waiting.until(lambda: len(handler.attempts) == poison, timeout_s=30, what="a first attempt of each")
         await _live(store, handler, database, clock)
         assert not [id_ for id_ in handler.answered if id_.startswith("poison")]
         # A full worker, and no other error, is retried without a count, and so for as long as it takes.

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Index, text
 
 from bench import history as bench_history
+from handlers import dispatch
 from machine import model
 from store import tables
 from tests import decider_harness, engines, history, long_life, statement_meter
@@ -45,7 +46,8 @@ async def lengthen(harness: decider_harness.Harness, copied: str, last: int, fir
 async def test_no_event_costs_more_with_a_long_history(
     database: engines.Database, clock: engines.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Statements and rows of each call are equal at every length of the history; so is, nearly, what the database reads."""
+    """Statements and rows of each call are equal at every length of the history; so is, nearly, what the database reads. The life
+    has an event for each handler."""
     copied = await pattern(database, clock)
     meter = statement_meter.Meter(monkeypatch)
     costs: list[list[statement_meter.Cost]] = []
@@ -62,6 +64,7 @@ async def test_no_event_costs_more_with_a_long_history(
                 await long_life.Life(harness, meter).run()
         reads.append(await meter.read(database) - began)
         costs.append(list(meter.costs))
+    assert dispatch.EVENT_HANDLERS.keys() <= {cost.name for cost in costs[0]}
     assert [_without_reads(each) for each in costs] == [_without_reads(costs[0])] * len(SIZES)
     assert max(reads) <= SLACK * reads[0], _grown(costs)
 

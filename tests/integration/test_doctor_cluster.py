@@ -13,13 +13,13 @@ import aio_pika
 import asyncpg
 import pytest
 
-from bus import broker_connection
+from bus import broker_connection, dead_letter_level, dead_letters
 from bus import topology as topologies
 from cli import doctor_checks as doctor
 from cli import doctor_probes
 from events import codec
 from store import inspection
-from tests import decider_harness, engines, waiting
+from tests import buses, decider_harness, engines, waiting
 from tests.integration import doctor_world
 from tests.integration.doctor_world import POSTGRESQL, World
 
@@ -83,6 +83,44 @@ async def test_dead_letters(world: World) -> None:
     assert found["dead-letters"].status == "warn"
     assert found["dead-letters"].found.startswith("1 message is parked (database)")
     assert found["dead-letters"].type.startswith("recorder parked list")
+
+
+@POSTGRESQL
+async def test_dead_letters_of_the_broker(world: World) -> None:
+    """RabbitMQ: doctor warns of parked messages with their number. It names a queue that is nearly full, that is full, or that
+    has no limit. Without the broker it knows nothing of them."""
+    world.patches.setattr(topologies, "PARKED_MESSAGES", 3)
+    world.patches.setattr(dead_letter_level, "WARN_FROM", 2)
+    topology = topologies.Topology(world.environ["AMQP_PREFIX"])
+    async with await aio_pika.connect(world.environ["AMQP_URL"]) as connection, connection.channel() as channel:
+        await topologies.declare_parked(channel, topology)
+        assert (await world.examine())["dead-letters"].found == "none"
+        one = await _with_parked(world, topology, 1)
+        assert (one.status, one.found) == ("warn", "1 message is parked (broker).")
+        assert one.type.startswith("recorder parked list")
+        nearly = await _with_parked(world, topology, 2)
+        assert (nearly.status, nearly.found) == ("warn", "2 messages are parked (broker).")
+        assert nearly.type.startswith(f"{topology.parked} holds 2 messages, 3 are allowed.")
+        full = await _with_parked(world, topology, 3)
+        assert (full.status, full.found) == ("warn", "3 messages are parked (broker).")
+        assert full.type.startswith(f"{topology.parked} is full")
+        await channel.queue_delete(topology.parked)
+        await topologies.declare_parked(channel, topology, limited=False)
+        assert f"{topology.parked} has no limit of its own" in (await world.examine())["dead-letters"].type
+    world.environ["AMQP_URL"] = "amqp://PLANTED:PLANTED@127.0.0.1:9/"
+    assert (await world.examine())["dead-letters"].found == "not known: see broker"
+
+
+async def _with_parked(world: World, topology: topologies.Topology, count: int) -> doctor.Finding:
+    """Park one more message at the broker; returns the finding once doctor counts so many."""
+    await buses.say(topology.parked, "x", b"{}", message_id=str(count))
+    url, prefix = world.environ["AMQP_URL"], topology.prefix
+
+    async def counted() -> bool:
+        return (await dead_letters.level(url, prefix)).count == count
+
+    await waiting.until(counted, timeout_s=20, what=f"{count} messages")
+    return (await world.examine())["dead-letters"]
 
 
 async def test_receivers(world: World, database: engines.Database) -> None:

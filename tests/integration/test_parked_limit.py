@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import aio_pika
+import aiohttp
 import pytest
 from aiormq import exceptions
 
+from assembly import node as nodes
 from bus import consumer, dead_letter_level, dead_letters
 from bus import topology as topologies
+from config import settings
 from store import store as stores
 from tests import buses, engines, rabbit, waiting
 from tests.integration import rabbit_nodes
@@ -18,6 +22,9 @@ from tests.integration.rabbit_nodes import clock, database
 __all__ = ["clock", "database"]
 
 LIMIT = 5
+LIMIT_BYTES = 5_000
+# Few messages of this size fill the queue, also in the encrypted form of a dead letter.
+LARGE = b"{" + b" " * 1_000 + b"}"
 
 
 @pytest.fixture
@@ -25,11 +32,14 @@ def topology() -> topologies.Topology:
     return topologies.Topology(rabbit.shared().prefix())
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A queue of few messages, and quick retries of those that it refused."""
-    monkeypatch.setattr(topologies, "PARKED_MESSAGES", LIMIT)
-    monkeypatch.setattr(dead_letter_level, "WARN_FROM", LIMIT - 1)
+@pytest.fixture(params=["messages", "bytes"])
+def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue of few messages, or of few bytes, and quick retries of the messages that it refused."""
+    if request.param == "messages":
+        monkeypatch.setattr(topologies, "PARKED_MESSAGES", LIMIT)
+        monkeypatch.setattr(dead_letter_level, "WARN_FROM", LIMIT - 1)
+    else:
+        monkeypatch.setattr(topologies, "PARKED_BYTES", LIMIT_BYTES)
     monkeypatch.setattr(consumer, "PARKED_FULL_BACKOFF_S", 1.0)
 
 
@@ -48,7 +58,7 @@ async def test_a_full_queue_loses_nothing_and_stops_nothing(
         async with await aio_pika.connect(rabbit.shared().url) as connection, connection.channel() as channel:
             exchange = await channel.get_exchange(topology.exchange, ensure=False)
             for id_ in wrong:
-                await exchange.publish(aio_pika.Message(b"{}", message_id=id_), "event.unknown")
+                await exchange.publish(aio_pika.Message(LARGE, message_id=id_), "event.unknown")
             await exchange.publish(aio_pika.Message(rabbit_nodes.BARE, message_id="good"), "event.stop")
         await waiting.until(lambda: hands.events == ["good"], timeout_s=20, what="the valid message")
         (warning,) = await waiting.until(node.warnings, timeout_s=20, what="the warning")
@@ -81,7 +91,7 @@ async def _fill(topology: topologies.Topology) -> int:
     """Fill the queue; returns how many messages it took."""
     for number in range(10 * LIMIT):
         try:
-            await buses.say(topology.parked, "x", b"{}", message_id=str(number))
+            await buses.say(topology.parked, "x", LARGE, message_id=str(number))
         except exceptions.DeliveryError:
             return number
     raise AssertionError("the queue has no limit")
@@ -122,3 +132,34 @@ async def test_a_node_takes_an_existing_queue_without_a_limit(
         assert "no limit of its own" in warning
         await buses.say(topology.exchange, "event.unknown", b"{}", message_id="wrong")
         assert [m.message_id for m in await buses.taken(topology.parked, 1)] == ["wrong"]
+
+
+async def test_readyz_names_a_full_queue(topology: topologies.Topology, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node of the distributed engine stays ready beside a full queue, and its readiness warns of the queue by name until
+    somebody has made space."""
+    monkeypatch.setattr(topologies, "PARKED_MESSAGES", LIMIT)
+    monkeypatch.setattr(dead_letter_level, "WARN_FROM", LIMIT - 1)
+    environment = {"HOME": str(tmp_path), "SPOOL_DIR": str(tmp_path / "spool"), "PORT": "0", "MIN_FREE": "1MiB", "ROLES": "api"}
+    environment |= {"DATABASE_URL": engines.fresh("postgresql", tmp_path).url, "SECRET_KEYS": engines.SECRET_KEYS}
+    environment |= {
+        "AMQP_URL": rabbit.shared().url,
+        "AMQP_PREFIX": topology.prefix,
+        "CLUSTER_TOKEN": "a-token-that-is-long-enough",
+    }
+    node = nodes.Node(settings.load(environment), environment)
+    await node.start()
+    try:
+        await waiting.until(lambda: _warns(node, topology, ""), timeout_s=30, what="a ready node")
+        accepted = await _fill(topology)
+        await waiting.until(lambda: _warns(node, topology, f"{topology.parked} is full"), timeout_s=30, what="the warning")
+        await buses.taken(topology.parked, accepted)
+        await waiting.until(lambda: _warns(node, topology, ""), timeout_s=30, what="the end of the warning")
+    finally:
+        await node.stop()
+
+
+async def _warns(node: nodes.Node, topology: topologies.Topology, start: str) -> bool:
+    """Whether /readyz answers 200 with one warning about the queue, which begins so; "": with none."""
+    async with aiohttp.ClientSession() as http, http.get(f"{node.url}/readyz") as answer:
+        found = [each for each in answer.headers.getall("Recorder-Warning", []) if topology.parked in each]
+        return answer.status == 200 and len(found) == bool(start) and all(each.startswith(start) for each in found)

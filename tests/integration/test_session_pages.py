@@ -16,7 +16,7 @@ from tests import engines, examples, transactions
 from tests.integration import api_service
 from tests.integration.api_service import Service, now_ms
 from tests.integration.test_commands import run
-from web import sessions, views
+from web import responses, sessions, views
 
 CYCLES = 900
 SPEAKERS = sessions.RECORDINGS + 130
@@ -75,22 +75,35 @@ async def crowded(service: Service) -> str:
 async def test_a_long_timeline_comes_in_folded_pages(service: Service) -> None:
     """A page has the newest lines. Repeats are one line with their number, and no line is lost or shown twice on the way back."""
     task_id = await flapping(service)
-    total, lines, cursor = 0, [], ""
+    counts, lines, cursor = [], [], ""
     while True:
         status, body = await service.ask("GET", f"/sessions/{task_id}?timeline={cursor or 0}")
         assert status == 200
         assert len(body["Timeline"]) <= 12
-        total += sum(line["Count"] for line in body["Timeline"])
+        counts.append(sum(line["Count"] for line in body["Timeline"]))
         lines = [*body["Timeline"], *lines]
         cursor = body["TimelineNext"]
         if not cursor:
             break
-    assert total == 3 * CYCLES + 2 + 1
+    assert sum(counts) == 3 * CYCLES + 2 + 1 > 2 * sessions.TIMELINE
+    assert counts[:-1] == [sessions.TIMELINE] * (len(counts) - 1)
+    assert counts[-1] <= sessions.TIMELINE
     assert lines[0]["Event"] == "start"
     assert sum(line["Event"] == "replay" for line in lines) == 2
     assert all(line["FirstTime"] <= line["Time"] for line in lines)
     _, body = await service.ask("GET", f"/sessions/{task_id}?limit=7")
     assert sum(line["Count"] for line in body["Timeline"]) == 7
+    assert body["TimelineNext"]
+
+
+async def test_a_page_of_a_timeline_has_a_largest_size(service: Service) -> None:
+    """A caller may ask for fewer lines than a page has, and the API refuses a request for more, or for none, by the parameter's
+    name."""
+    task_id = await service.open_session()
+    assert (await service.ask("GET", f"/sessions/{task_id}?limit={sessions.TIMELINE}"))[0] == 200
+    for limit in (sessions.TIMELINE + 1, 2**63, 0, -1):
+        status, answer = await service.ask("GET", f"/sessions/{task_id}?limit={limit}")
+        assert (status, answer["Message"].partition(":")[0]) == (400, "limit")
 
 
 async def test_a_cursor_at_the_end_of_its_range(service: Service) -> None:
@@ -103,18 +116,26 @@ async def test_a_cursor_at_the_end_of_its_range(service: Service) -> None:
 
 
 async def test_large_answers_are_made_off_the_event_loop(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other requests do not wait while an answer is made."""
-    made_in: list[threading.Thread] = []
-    real = views.details
+    """The API collects and renders a large answer in another thread. Other requests do not wait meanwhile."""
+    collected_in: list[threading.Thread] = []
+    rendered_in: list[threading.Thread] = []
+    collect, render = views.details, responses.Answer.render
 
     def details(*args: Any) -> Any:
-        made_in.append(threading.current_thread())
-        return real(*args)
+        collected_in.append(threading.current_thread())
+        return collect(*args)
 
+    def rendered(answer: responses.Answer, content: Any) -> bytes:
+        if "Timeline" in content:
+            rendered_in.append(threading.current_thread())
+        return render(answer, content)
+
+    task_id = await service.open_session()
     monkeypatch.setattr(views, "details", details)
-    assert (await service.ask("GET", f"/sessions/{await service.open_session()}"))[0] == 200
-    assert made_in
-    assert threading.main_thread() not in made_in
+    monkeypatch.setattr(responses.Answer, "render", rendered)
+    assert (await service.ask("GET", f"/sessions/{task_id}"))[0] == 200
+    assert len(collected_in) == len(rendered_in) == 1
+    assert threading.main_thread() not in collected_in + rendered_in
 
 
 async def test_many_recordings_and_pulls_come_in_pages(service: Service) -> None:

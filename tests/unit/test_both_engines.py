@@ -78,6 +78,7 @@ ONE_ENGINE = {
     "tests/contract/test_side_by_side.py::test_postgresql_migrates_beside_a_transaction": "SQLite has one process",
     "tests/integration/test_key_commands.py::test_beside_many_nodes": "only PostgreSQL's schema is asked for and never made",
     "tests/integration/test_doctor_cluster.py::test_broker": "RabbitMQ; the embedded engine has no broker",
+    "tests/integration/test_doctor_cluster.py::test_dead_letters_of_the_broker": "RabbitMQ; the outbox's: test_dead_letters",
     "tests/integration/test_doctor_cluster.py::test_workers": "workers that share PostgreSQL; the embedded engine is one process",
     "tests/integration/test_doctor.py::test_database_file": "SQLite's file, missing or broken",
     "tests/integration/test_doctor.py::test_database_file_place": "SQLite's locks on network file systems",
