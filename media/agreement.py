@@ -18,17 +18,17 @@ def whole(one: joiner.Placed, other: joiner.Placed) -> bool:
     return one.file.points == other.file.points and one.file.end_ms == other.file.end_ms
 
 
-def until_position(one: joiner.Placed, other: joiner.Placed, at_ms: float) -> bool:
-    """Whether they have the same places up to this position of the file."""
-    return until(one, other, _live_at(one.file.points, at_ms))
+def until_position(one: joiner.Placed, other: joiner.Placed, at_ms: float, *, nearly: bool = False) -> bool:
+    """Whether they have the same places up to this position of the file; `nearly`: to half a millisecond, before a pause."""
+    return until(one, other, _live_at(one.file.points, at_ms), nearly=nearly)
 
 
-def until(one: joiner.Placed, other: joiner.Placed, live_ms: float) -> bool:
+def until(one: joiner.Placed, other: joiner.Placed, live_ms: float, *, nearly: bool = False) -> bool:
     """Whether they have the same places for all that was live until then (Unix ms)."""
     if _known(one.file.points, live_ms) != _known(other.file.points, live_ms):
         return False
     kinds = one.live.tracks.keys() | other.live.tracks.keys()
-    return all(_track(one, kind, live_ms) == _track(other, kind, live_ms) for kind in kinds)
+    return all(_track(one, kind, live_ms, nearly) == _track(other, kind, live_ms, nearly) for kind in kinds)
 
 
 def _live_at(points: Sequence[tuple[float, float]], at_ms: float) -> float:
@@ -49,7 +49,7 @@ def _known(points: Sequence[tuple[float, float]], live_ms: float) -> list[object
     return found
 
 
-def _track(placed: joiner.Placed, kind: int, live_ms: float) -> object:
+def _track(placed: joiner.Placed, kind: int, live_ms: float, nearly: bool) -> object:
     """What decides the places of a track's packets until a live time."""
     track = placed.live.tracks.get(kind)
     if track is None or track.spans[0].from_ms > live_ms:
@@ -59,7 +59,8 @@ def _track(placed: joiner.Placed, kind: int, live_ms: float) -> object:
         if not run.repeated and run.points[0][1] <= live_ms:
             cut = bisect.bisect_right(run.points, live_ms, key=lambda point: point[1]) + 1
             begun = [stretch for stretch in run.stretches if run.live_ms(stretch.at_ms) <= live_ms]
-            found.append(_clock(run.points[:cut], run.stretches[len(begun) - 1].ends_ms if begun else 0.0))
+            points = run.points[:cut]
+            found.append(_clock(points, run.stretches[len(begun) - 1].ends_ms if begun else 0.0) if nearly else points)
             found += [(each.first, each.tag_ms, each.at_ms, each.counted, each.standing) for each in begun]
     return found
 

@@ -108,7 +108,9 @@ class GrowingOutput:
                 return False
             if index < self._at and not agreement.whole(one, other):
                 return False
-            if index == self._at and not agreement.until_position(one, other, self._joined.end_ms + 1):
+            # What is released cannot be joined again for a rounded millisecond.
+            nearly = self.bounded is not None
+            if index == self._at and not agreement.until_position(one, other, self._joined.end_ms + 1, nearly=nearly):
                 return False
             if index == self._at and self._places is not None:
                 self._places.renew(other.live)
