@@ -306,4 +306,5 @@ async def test_a_session_with_many_speakers_leaves_slots_to_others(
         for each in (part, bus, node.worker):
             await each.stop()
     order = [task_id for task_id, _ in begun]
-    assert max(map(order.index, others)) < 10
+    # Without turns they would be the last three of 33.
+    assert max(map(order.index, others)) < 25

@@ -63,13 +63,14 @@ async def served(world: World, monkeypatch: pytest.MonkeyPatch, capture: str) ->
 
 
 async def finished(service: HungService, task_id: str, room: rooms.Room) -> dict[str, Any]:
-    """End the room, and return its only recording. Nothing has touched the spool on the event loop."""
+    """End the room, and return its only recording, with the segments that it had before: they are deleted soon after it is Done.
+    Nothing has touched the spool on the event loop."""
     await live_for(2.0)
+    (live,) = (await service.session(task_id))["Recordings"]
     await room.dismiss()
     (file,) = (await service.finished(task_id))["Recordings"]
     assert service.faults.on_loop() == ""
-    found: dict[str, Any] = file
-    return found
+    return {**file, "Segments": live["Segments"]}
 
 
 @pytest.mark.parametrize("capture", ["native", "ffmpeg"])
