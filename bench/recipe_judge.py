@@ -207,7 +207,8 @@ def _pitches(marks: list[tuple[float, int]]) -> list[str]:
 def live_s(made: transcode.TranscodeOutput, at_s: float) -> float:
     """When the media at a position was live, by the anchors (Unix seconds)."""
     points = made.anchors.points
-    before = max((number for number, (at_ms, _) in enumerate(points) if at_ms <= at_s * 1000), default=0)
+    # Half a millisecond: 4.023 s times 1,000 are less than 4,023 ms, and a flash right at a seam would be before it.
+    before = max((number for number, (at_ms, _) in enumerate(points) if at_ms <= at_s * 1000 + 0.5), default=0)
     at_ms, time_ms = points[before]
     if before + 1 < len(points):
         to_ms, next_ms = points[before + 1]
