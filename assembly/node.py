@@ -295,7 +295,7 @@ class Node:
             fault=made.spool_fault.reason,
             cordon=lambda: self.store.nodes.cordon,
             hand_over=made.hand_over,
-            standing=slots.standing(self.store, made, taken),
+            stalled=slots.stalled(self.store, made, taken),
         )
         self._tasks.append(self.capacity.task)
         return [self.capacity]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from config import settings as settings_module
 from store import store, upload_queue
-from worker import capacity, cpu_usage, standing_uploads, worker
+from worker import capacity, cpu_usage, stalled_uploads, worker
 
 # An upload is bound by the network and takes a thread; a delivery waits for the receiver and takes a socket.
 MIN_UPLOADS = 4
@@ -45,8 +45,8 @@ def by_kind(settings: settings_module.Settings) -> dict[str, int]:
     return {capacity.KINDS[type_]: number for type_, number in found.items()}
 
 
-def standing(database: store.Store, made: worker.Worker, taken: Mapping[str, int]) -> standing_uploads.StandingUploads:
-    """The uploads of a worker with these slots, of which some may stand."""
+def stalled(database: store.Store, made: worker.Worker, taken: Mapping[str, int]) -> stalled_uploads.StalledUploads:
+    """The uploads of a worker with these slots, of which some may stall."""
     queue = upload_queue.UploadQueue(database.connections)
     jobs, number = made.leases.jobs, taken[capacity.START_UPLOAD]
-    return standing_uploads.StandingUploads(jobs, slots=number, others_wait=queue.others_wait, is_to=queue.is_to)
+    return stalled_uploads.StalledUploads(jobs, slots=number, others_wait=queue.others_wait, is_to=queue.is_to)

@@ -1,4 +1,4 @@
-"""Queries of the queued uploads by their bucket, for a worker whose uploads stand.
+"""Queries of the queued uploads by their bucket, for a worker whose uploads have stalled.
 
 Rule: the request of a session is JSON of our own spelling in which quotes are escaped, so its bucket is found as text.
 """

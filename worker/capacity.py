@@ -5,7 +5,7 @@ Rules:
 - Transcodes of recordings that this worker follows have slots of their own, because only it has their files. Without a slot for
   the others it takes no transcode that any worker can do, and goes on with those that are for it alone.
 - While other sessions wait for a slot, one session takes half of the slots at most.
-- An upload whose bucket does not answer leaves its slot to uploads to other buckets (standing_uploads.py).
+- An upload whose bucket does not answer leaves its slot to uploads to other buckets (stalled_uploads.py).
 - A limit never ends work that has begun. Captures, transcodes, uploads and deliveries in progress go on.
 - A cordon is a limit on captures only: transcodes and uploads finish the files on this node's disk. A drain ends its captures.
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import structlog
 
 from machine import errors, model, nodes, states, supervised_task
-from worker import cpu_usage, standing_uploads
+from worker import cpu_usage, stalled_uploads
 
 log = structlog.get_logger()
 
@@ -81,7 +81,7 @@ class Capacity:
         cordon: Callable[[], str] = lambda: nodes.ACTIVE,
         hand_over: Callable[[], object] = lambda: None,
         load: Callable[[], float] = lambda: os.getloadavg()[0] / (os.cpu_count() or 1),
-        standing: standing_uploads.StandingUploads | None = None,
+        stalled: stalled_uploads.StalledUploads | None = None,
     ) -> None:
         self._limits = limits
         self._slots = slots
@@ -98,7 +98,7 @@ class Capacity:
         self._cordon = cordon
         self._hand_over = hand_over
         self._load = load
-        self._standing = standing
+        self._stalled = stalled
         types = [*(type_ for type_ in slots if type_ != FOLLOWED), *((START_CAPTURE,) if limits else ())]
         self._locks = {type_: asyncio.Lock() for type_ in types}
         # Whether a type is paused, and if it is, whether commands for this node alone go on.
@@ -151,7 +151,7 @@ class Capacity:
         """Why no further job of this command, or FOLLOWED, is taken; "" if one would be."""
         if type_ in self._slots:
             running, slots = _taken(type_, self._running), self._slots[type_]
-            running -= self._standing.left() if self._standing and type_ == START_UPLOAD else 0
+            running -= self._stalled.left() if self._stalled and type_ == START_UPLOAD else 0
             if running >= slots:
                 return f"{running} jobs of {slots} run"
             return self._fault() if self._limits and type_ in (START_TRANSCODE, FOLLOWED) else ""
@@ -175,9 +175,9 @@ class Capacity:
                 await self._measure()
             reason = self.full(slots) or self._unfair(slots, session)
             waits = bool(reason)
-            if not reason and self._standing and type_ == START_UPLOAD:
+            if not reason and self._stalled and type_ == START_UPLOAD:
                 # It does not wait for the free slot: to bring it back at once for that would go on and on.
-                reason = await self._standing.refusal(session)
+                reason = await self._stalled.refusal(session)
             if not reason:
                 await begin()
             self._note_waiting(slots, session, waits=waits)
@@ -208,8 +208,8 @@ class Capacity:
             self._live.sample()
             if self._limits is not None:
                 await self._measure()
-            if self._standing is not None:
-                await self._standing.look()
+            if self._stalled is not None:
+                await self._stalled.look()
             await self.check()
             await supervised_task.pause(self._freed, CHECK_EVERY_S)
 

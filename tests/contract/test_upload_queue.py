@@ -1,4 +1,4 @@
-"""The queue of uploads by bucket, as a worker whose uploads stand reads it."""
+"""The queue of uploads by bucket, as a worker whose uploads have stalled reads it."""
 
 from __future__ import annotations
 

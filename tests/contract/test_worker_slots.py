@@ -17,7 +17,7 @@ from store import store as stores
 from store import upload_queue
 from tests import engines, examples, transactions, waiting
 from tests.work_doubles import Node, measured, node
-from worker import capacity, command_handlers, cpu_usage, receivers, standing_uploads
+from worker import capacity, command_handlers, cpu_usage, receivers, stalled_uploads
 
 __all__ = ["node"]
 
@@ -84,7 +84,7 @@ def slots_of(node: Node, transcodes: int) -> tuple[local.LocalBus, capacity.Capa
         live=cpu_usage.LiveCpu(dict, cpus=1),
         measure=measured,
         free_bytes=lambda: 0,
-        standing=standing_uploads.StandingUploads(
+        stalled=stalled_uploads.StalledUploads(
             node.worker.leases.jobs, slots=transcodes, others_wait=queue.others_wait, is_to=queue.is_to
         ),
     )
@@ -186,9 +186,9 @@ async def test_a_single_silent_bucket_keeps_its_slots(store: stores.Store, clock
     for _ in range(10):
         await queued_uploads(node, ids(), SILENT)
     bus, part = slots_of(node, 2)
-    standing, looks, refused = part._standing, Counter[bool](), []
-    assert standing is not None
-    waits, is_to = standing._waits, standing._is_to
+    stalled, looks, refused = part._stalled, Counter[bool](), []
+    assert stalled is not None
+    waits, is_to = stalled._waits, stalled._is_to
 
     async def counted(buckets: Collection[str]) -> bool:
         found = await waits(buckets)
@@ -199,11 +199,11 @@ async def test_a_single_silent_bucket_keeps_its_slots(store: stores.Store, clock
         refused.append(task_id)
         return await is_to(task_id, buckets)
 
-    standing._waits, standing._is_to = counted, noted
+    stalled._waits, stalled._is_to = counted, noted
     for each in (node.worker, bus, part):
         await each.start()
     try:
-        await waiting.until(lambda: looks[False] >= 2, 20, what="looks at uploads that stand")
+        await waiting.until(lambda: looks[False] >= 2, 20, what="looks at stalled uploads")
         assert (len(begun), looks[True], refused) == (2, 0, [])
         assert part.full("start-upload")
         answered.set()

@@ -159,7 +159,7 @@ async def test_a_starved_encoder_holds_up_nobody(tmp_path: Path, soon: None, mon
 
     def standing_still(*given: Any, **options: Any) -> list[str]:
         made = argv(*given, **options)
-        return [sys.executable, "-c", "import time; time.sleep(60)"] if "libx264" in made else made
+        return [sys.executable, "-c", "import signal; signal.pause()"] if "libx264" in made else made
 
     monkeypatch.setattr(transcode_plan, "transcode_args", standing_still)
     with pytest.raises(following.GaveUp, match="takes too long"):

@@ -97,12 +97,20 @@ async def test_a_quota_is_counted_without_the_sessions_that_ended(
             await history.copy_session(harness.store, life.task_id, sessions, before + 1)
             await history.analyze(harness.store)
         before = sessions
-        data = decider_harness.START | {"RoomId": number}
-        start = codec.make("start", id=f"start-{number}", time_ms=clock(), data=data)
-        act = lambda harness, event=start: harness.decider.decide(event, long_life.KEY)  # noqa: E731 - one argument of a call
-        found.append(await statement_meter.work(meter, database, clock, f"0{number}A", act))
+        found.append(await _start(number, meter, database, clock))
     assert found[1].steps == found[0].steps
     assert found[1].reads <= 1.5 * found[0].reads + 20, found
+
+
+async def _start(
+    number: int, meter: statement_meter.Meter, database: engines.Database, clock: engines.Clock
+) -> statement_meter.Work:
+    """The work of a start in the room of this number, with a key that has its own quota."""
+    data = decider_harness.START | {"RoomId": number}
+    event = codec.make("start", id=f"start-{number}", time_ms=clock(), data=data)
+    return await statement_meter.work(
+        meter, database, clock, f"0{number}A", lambda harness: harness.decider.decide(event, long_life.KEY)
+    )
 
 
 async def test_a_quota_is_counted_without_the_sessions_of_other_keys(
@@ -120,10 +128,7 @@ async def test_a_quota_is_counted_without_the_sessions_of_other_keys(
             await history.copy_open_session(harness.store, opened["TaskId"], sessions, before + 1)
             await history.analyze(harness.store)
         before = sessions
-        data = decider_harness.START | {"RoomId": number}
-        start = codec.make("start", id=f"start-{number}", time_ms=clock(), data=data)
-        act = lambda harness, event=start: harness.decider.decide(event, long_life.KEY)  # noqa: E731 - one argument of a call
-        found.append(await statement_meter.work(meter, database, clock, f"0{number}A", act))
+        found.append(await _start(number, meter, database, clock))
     of_others = "SELECT count(*) FROM sessions WHERE state = 'Open' AND key_id = 'k2'"
     assert (await asyncio.to_thread(database.ask, of_others))[0][0] >= 5_000
     assert found[1].steps == found[0].steps

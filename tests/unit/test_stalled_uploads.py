@@ -1,11 +1,11 @@
-"""Uploads that stand: when they leave their slots, to whom, and how many there may be."""
+"""Stalled uploads: when they leave their slots, to whom, and how many there may be."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 from machine import errors, job_key, states
-from worker import leased_job, standing_uploads
+from worker import leased_job, stalled_uploads
 
 SLOTS = 2
 SILENT, OTHER = "silent-12345", "b-12345"
@@ -19,13 +19,13 @@ class Uploads:
         self.waiting: set[str] = set()
         self.asked: list[Collection[str]] = []
         self.away = False
-        self.standing = standing_uploads.StandingUploads(self.jobs, slots=SLOTS, others_wait=self.others_wait, is_to=self.is_to)
+        self.stalled = stalled_uploads.StalledUploads(self.jobs, slots=SLOTS, others_wait=self.others_wait, is_to=self.is_to)
 
-    def begin(self, bucket: str, *, stands: bool = True, kind: str = states.UPLOAD) -> leased_job.AnyJob:
-        """Begin a job; of one that stands COS has confirmed nothing for longer than STANDS_S."""
+    def begin(self, bucket: str, *, stalled: bool = True, kind: str = states.UPLOAD) -> leased_job.AnyJob:
+        """Begin a job; of one that has stalled COS has confirmed nothing for longer than STALLED_S."""
         owner = job_key.RecordingKey("0" * 26, f"s{len(self.jobs)}", 1)
         job = self.jobs[len(self.jobs)] = leased_job.LeasedJob(owner=owner, epoch=1, kind=kind, bucket=bucket)
-        job.moved_s -= 2 * standing_uploads.STANDS_S if stands else -3600
+        job.moved_s -= 2 * stalled_uploads.STALLED_S if stalled else -3600
         return job
 
     async def others_wait(self, buckets: Collection[str]) -> bool:
@@ -42,15 +42,15 @@ class Uploads:
 
 async def test_uploads_that_move_never_leave_a_slot() -> None:
     """While COS confirms parts, the queue is not even read, whoever waits. A job of another kind, or one whose bucket is not read
-    yet, does not stand."""
+    yet, has not stalled."""
     uploads = Uploads()
     uploads.waiting = {OTHER}
-    uploads.begin(SILENT, stands=False)
+    uploads.begin(SILENT, stalled=False)
     uploads.begin("")
     uploads.begin(SILENT, kind=states.TRANSCODE)
     uploads.begin(SILENT).ended = True
-    await uploads.standing.look()
-    assert (uploads.standing.left(), uploads.asked) == (0, [])
+    await uploads.stalled.look()
+    assert (uploads.stalled.left(), uploads.asked) == (0, [])
 
 
 async def test_a_single_bucket_keeps_its_slots() -> None:
@@ -59,36 +59,36 @@ async def test_a_single_bucket_keeps_its_slots() -> None:
     uploads.waiting = {SILENT}
     for _ in range(SLOTS):
         uploads.begin(SILENT)
-    await uploads.standing.look()
-    assert (uploads.asked, uploads.standing.left()) == ([[SILENT]], 0)
-    assert await uploads.standing.refusal(SILENT) == ""
+    await uploads.stalled.look()
+    assert (uploads.asked, uploads.stalled.left()) == ([[SILENT]], 0)
+    assert await uploads.stalled.refusal(SILENT) == ""
 
 
 async def test_an_upload_whose_bucket_is_not_read_yet_may_be_to_any() -> None:
-    """One upload stands, and another has only just begun: their bucket may be the same, and then it has its slots."""
+    """One upload has stalled, and another has only just begun: their bucket may be the same, and then it has its slots."""
     uploads = Uploads()
     uploads.waiting = {SILENT}
     uploads.begin(SILENT)
     uploads.begin("")
-    await uploads.standing.look()
-    assert (uploads.asked, uploads.standing.left()) == ([[SILENT]], 0)
+    await uploads.stalled.look()
+    assert (uploads.asked, uploads.stalled.left()) == ([[SILENT]], 0)
 
 
-async def test_uploads_that_stand_leave_their_slots_to_other_buckets() -> None:
-    """Once an upload to another bucket waits, those that stand take no slot. No more of their bucket begin, and others do. When
-    COS confirms something, it counts again."""
+async def test_stalled_uploads_leave_their_slots_to_other_buckets() -> None:
+    """Once an upload to another bucket waits, stalled ones take no slot. No more of their bucket begin, and others do. One whose
+    bytes COS confirms again counts."""
     uploads = Uploads()
     uploads.waiting = {SILENT, OTHER}
     first, _ = uploads.begin(SILENT), uploads.begin(SILENT)
-    await uploads.standing.look()
-    assert uploads.standing.left() == SLOTS
-    assert await uploads.standing.refusal(SILENT) == f"{SLOTS} uploads to its bucket run"
-    assert await uploads.standing.refusal(OTHER) == ""
+    await uploads.stalled.look()
+    assert uploads.stalled.left() == SLOTS
+    assert await uploads.stalled.refusal(SILENT) == f"{SLOTS} uploads to its bucket run"
+    assert await uploads.stalled.refusal(OTHER) == ""
     first.moved_s += 3600
-    assert uploads.standing.left() == SLOTS - 1
+    assert uploads.stalled.left() == SLOTS - 1
     uploads.waiting.clear()
-    await uploads.standing.look()
-    assert uploads.standing.left() == 0
+    await uploads.stalled.look()
+    assert uploads.stalled.left() == 0
 
 
 async def test_many_silent_buckets_have_a_bound() -> None:
@@ -97,20 +97,20 @@ async def test_many_silent_buckets_have_a_bound() -> None:
     uploads.waiting = {OTHER}
     for number in range(20 * SLOTS):
         uploads.begin(f"silent-{number}-12345")
-    await uploads.standing.look()
-    assert uploads.standing.left() == (standing_uploads.MOST - 1) * SLOTS
+    await uploads.stalled.look()
+    assert uploads.stalled.left() == (stalled_uploads.MOST - 1) * SLOTS
 
 
 async def test_without_the_database_nothing_is_left_to_others() -> None:
-    """If the queue cannot be read, uploads that stand keep their slots, and the next look tries again."""
+    """If the queue cannot be read, stalled uploads keep their slots, and the next look tries again."""
     uploads = Uploads()
     uploads.waiting = {OTHER}
     uploads.begin(SILENT)
-    await uploads.standing.look()
-    assert uploads.standing.left() == 1
+    await uploads.stalled.look()
+    assert uploads.stalled.left() == 1
     uploads.away = True
-    await uploads.standing.look()
-    assert uploads.standing.left() == 0
+    await uploads.stalled.look()
+    assert uploads.stalled.left() == 0
     uploads.away = False
-    await uploads.standing.look()
-    assert uploads.standing.left() == 1
+    await uploads.stalled.look()
+    assert uploads.stalled.left() == 1

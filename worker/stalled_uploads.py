@@ -1,7 +1,7 @@
-"""Uploads that stand: a bucket that takes requests and never answers holds no slot that an upload to another bucket waits for.
+"""Stalled uploads: a bucket that takes requests and never answers holds no slot that an upload to another bucket waits for.
 
 Rules:
-- An upload stands when COS has confirmed nothing of it for STANDS_S. While uploads to other buckets wait, it takes no slot.
+- An upload has stalled when COS has confirmed nothing of it for STALLED_S. While uploads to other buckets wait, it takes no slot.
 - A bucket has at most as many uploads as the worker has slots, and all together have MOST times as many.
 - Without an upload to another bucket that waits, nothing of this applies. Where there is one bucket, it has all slots as ever.
 """
@@ -21,13 +21,13 @@ from worker import leased_job
 
 log = structlog.get_logger()
 
-STANDS_S = 1.0
+STALLED_S = 1.0
 MOST = 8
 # A database that takes longer than the time between two looks holds up nothing else here.
 LOOK_S = 1.0
 
 
-class StandingUploads:
+class StalledUploads:
     """The uploads of one worker with so many `slots`, of which `jobs` are its jobs.
 
     `others_wait` tells whether an upload to none of these buckets is queued, and `is_to` whether the uploads of a session go to
@@ -51,12 +51,12 @@ class StandingUploads:
         """How many running uploads leave their slots to others now."""
         if not self._others_wait:
             return 0
-        return min(len(self._standing()), (MOST - 1) * self._slots)
+        return min(len(self._stalled()), (MOST - 1) * self._slots)
 
     async def look(self) -> None:
-        """Find out whether anybody waits for the slot of an upload that stands; reads the database only if one does."""
+        """Find out whether anybody waits for the slot of an upload that has stalled; reads the database only if one does."""
         waits = False
-        if self._standing():
+        if self._stalled():
             try:
                 async with asyncio.timeout(LOOK_S):
                     waits = await self._waits(self._full_buckets())
@@ -75,8 +75,8 @@ class StandingUploads:
     def _uploads(self) -> list[leased_job.AnyJob]:
         return [job for job in self._jobs.values() if job.kind == states.UPLOAD and not job.ended]
 
-    def _standing(self) -> list[leased_job.AnyJob]:
-        since_s = time.monotonic() - STANDS_S
+    def _stalled(self) -> list[leased_job.AnyJob]:
+        since_s = time.monotonic() - STALLED_S
         return [job for job in self._uploads() if job.bucket and job.moved_s < since_s]
 
     def _full_buckets(self) -> list[str]:
